@@ -32,7 +32,7 @@ def check_keys(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[
     unexpected = [name for name in found if name not in wanted]
     misshapen = [f"{name} {tuple(found[name])} instead of {tuple(shape)}"
                  for name, shape in wanted.items() if name in found and tuple(found[name]) != tuple(shape)]
-    parts = [f"{len(names)} {kind}: {listed(names)}"
-             for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)) if names]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    parts = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names]
     if parts:
         raise WeightsError(f"{where}: keys do not fit: " + "; ".join(parts) + (f". {advice}" if advice else ""))

@@ -1,7 +1,7 @@
 """Our own weight format: a directory with one `.safetensors` file of the flattened tree ('a/b/c') and a `config.json`.
 
-`config.json` is the caller's configuration plus one reserved entry, `weights` = {format, dtype, sha256}: the hash names the
-content (not the file), so a frozen CLIP can be referred to by it and a damaged or mixed-up pair of files is noticed.
+`config.json` is the caller's configuration plus one reserved entry, `weights` = {format, dtype, sha256}: the hash names
+the content (not the file), so a frozen CLIP can be referred to by it and a damaged or mixed-up pair of files is noticed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ RESERVED = "weights"  # the entry of config.json that this module writes
 STORED = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 Tree = Mapping[str, Any]
+PathLike = str | os.PathLike[str]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """{'a': {'b': x}} -> {'a/b': x}, sorted by name. Empty dicts vanish. Raises ValueError on anything but dicts of arrays."""
+    """{'a': {'b': x}} -> {'a/b': x}, sorted by name. Empty dicts vanish. ValueError on anything but dicts of arrays."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, path: str) -> None:
         if isinstance(node, Mapping):
             for name, child in node.items():
                 if not isinstance(name, str) or not name or "/" in name:
-                    raise ValueError(f"parameter tree: the name {name!r} under '{path}' is not a text without '/'; rename it")
+                    raise ValueError(f"parameter tree: the name {name!r} under '{path}' is no text without '/'; rename it")
                 walk(child, f"{path}/{name}" if path else name)
         elif path and hasattr(node, "shape") and hasattr(node, "dtype"):
             flat[path] = node
@@ -67,7 +68,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_hash(tree: Tree) -> str:
-    """SHA-256 over names, dtypes, shapes and values of a tree of arrays: 64 hex digits, independent of order and of file."""
+    """SHA-256 over names, dtypes, shapes and values of a tree of arrays (64 hex digits); order and file do not matter."""
     return _hash_flat(flatten(tree))
 
 
@@ -81,7 +82,7 @@ def _hash_flat(flat: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _locate(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def _locate(path: PathLike) -> tuple[Path, Path]:
     """(weights file, config file) of a directory or a `.safetensors` file that exist."""
     path = Path(path)
     if path.is_dir():
@@ -91,11 +92,11 @@ def _locate(path: str | os.PathLike[str]) -> tuple[Path, Path]:
                                "`python -m gsclip_jax.convert FILE --to DIR` or name the file itself")
         path = found[0]
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file or directory; convert weights with `python -m gsclip_jax.convert FILE --to DIR`")
+        raise WeightsError(f"{path}: no such file or directory; `python -m gsclip_jax.convert FILE --to DIR` makes one")
     return path, path.parent / "config.json"
 
 
-def is_stored(path: str | os.PathLike[str]) -> bool:
+def is_stored(path: PathLike) -> bool:
     """Whether `path` (directory or .safetensors file) is of this format, told by its config.json alone."""
     path = Path(path)
     config = (path if path.is_dir() else path.parent) / "config.json"
@@ -108,13 +109,13 @@ def is_stored(path: str | os.PathLike[str]) -> bool:
     return isinstance(entry, dict) and str(entry.get("format", "")).startswith("gsclip_jax-")
 
 
-def save_params(path: str | os.PathLike[str], params: Tree, *, config: Mapping[str, Any], dtype: str = "float32") -> str:
+def save_params(path: PathLike, params: Tree, *, config: Mapping[str, Any], dtype: str = "float32") -> str:
     """Writes a parameter tree and its configuration; returns the content hash.
 
     Args:
         path: a directory (gets `params.safetensors`), or a file ending in `.safetensors`; `config.json` goes beside it.
             Files appear whole or not at all.
-        params: nested dict of arrays, numpy or jax. Floating arrays are stored as `dtype`, integers and bools as they are.
+        params: nested dict of arrays, numpy or jax. Floating arrays are stored as `dtype`, all others as they are.
         config: anything JSON can hold; the entry `weights` is reserved.
         dtype: 'float32', 'float16' or 'bfloat16'.
 
@@ -152,7 +153,7 @@ def save_params(path: str | os.PathLike[str], params: Tree, *, config: Mapping[s
     return sha256
 
 
-def load_params(path: str | os.PathLike[str], like: Tree | None = None, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_params(path: PathLike, like: Tree | None = None, *, verify: bool = True) -> tuple[dict, dict]:
     """Reads what `save_params` wrote: (params, config). Floating arrays come back as float32 jax arrays.
 
     Args:
@@ -172,7 +173,7 @@ def load_params(path: str | os.PathLike[str], like: Tree | None = None, *, verif
         raise WeightsError(f"{config_file}: not the configuration of converted weights ({type(error).__name__}); "
                            "convert with `python -m gsclip_jax.convert FILE --to DIR`") from error
     if stored_format != FORMAT:
-        raise WeightsError(f"{config_file}: format {stored_format!r}, this version reads {FORMAT!r}; convert the weights again")
+        raise WeightsError(f"{config_file}: format {stored_format!r}, not {FORMAT!r}; convert the weights again")
     try:
         with safetensors.safe_open(file, "np") as reader:
             flat = {name: reader.get_tensor(name) for name in reader.keys()}
@@ -184,7 +185,7 @@ def load_params(path: str | os.PathLike[str], like: Tree | None = None, *, verif
                    "The weights belong to another configuration")
     tree = unflatten(flat)
     if verify and _hash_flat(flat) != stored_hash:
-        raise WeightsError(f"{file}: content differs from the hash in {config_file.name}; damaged or mixed up, convert again")
+        raise WeightsError(f"{file}: content differs from the hash in {config_file.name}; mixed up, convert again")
     return jax.tree.map(_as_param, tree), config
 
 
@@ -192,7 +193,7 @@ def _as_param(array: np.ndarray) -> jax.Array:
     return jnp.asarray(array, jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.asarray(array)
 
 
-def copy_beside(source: str | os.PathLike[str], folder: str | os.PathLike[str], name: str | None = None) -> Path:
+def copy_beside(source: PathLike, folder: PathLike, name: str | None = None) -> Path:
     """Copies a companion file (a tokenizer's vocabulary) into a weights directory, whole or not at all."""
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
