@@ -1,7 +1,7 @@
 """Our own weight format: a directory with one `.safetensors` file of the flattened tree ('a/b/c') and a `config.json`.
 
 `config.json` is the caller's configuration plus one reserved entry, `weights` = {format, dtype, sha256}: the hash names
-the content (not the file), so a frozen CLIP can be referred to by it and a damaged or mixed-up pair of files is noticed.
+the content (not the file): a frozen CLIP can be referred to by it, and a damaged or mixed-up pair of files is noticed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
         if isinstance(node, Mapping):
             for name, child in node.items():
                 if not isinstance(name, str) or not name or "/" in name:
-                    raise ValueError(f"parameter tree: the name {name!r} under '{path}' is no text without '/'; rename it")
+                    raise ValueError(f"parameter tree: {name!r} under '{path}' is no text without '/'; rename it")
                 walk(child, f"{path}/{name}" if path else name)
         elif path and hasattr(node, "shape") and hasattr(node, "dtype"):
             flat[path] = node
@@ -68,7 +68,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_hash(tree: Tree) -> str:
-    """SHA-256 over names, dtypes, shapes and values of a tree of arrays (64 hex digits); order and file do not matter."""
+    """SHA-256 over names, dtypes, shapes and values of a tree of arrays, 64 hex digits; independent of order."""
     return _hash_flat(flatten(tree))
 
 
