@@ -1,0 +1,88 @@
+"""The device mesh, and which parameter is split how.
+
+`pjit` is `jax.jit` with `NamedSharding`s today. Two mesh axes: `data` splits the objects of a batch, `model` splits the widths of
+the frozen encoders. With `model` = 1 (the default) every weight is replicated and only the batch is split.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Path of a parameter -> how its axes are split; first match wins, the last row claims everything else. Both encoders and both
+# towers share the names, so the rows cover them all: attention is split by head, the feed-forward by its hidden width.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"(^|/)clip(_depth)?/.*attn/qkv_kernel$", P(None, None, None, "model", None)),
+    (r"(^|/)clip(_depth)?/.*attn/qkv_bias$", P(None, None, "model", None)),
+    (r"(^|/)clip(_depth)?/.*attn/out_kernel$", P(None, "model", None, None)),
+    (r"(^|/)clip(_depth)?/.*mlp/fc_kernel$", P(None, None, "model")),
+    (r"(^|/)clip(_depth)?/.*mlp/fc_bias$", P(None, "model")),
+    (r"(^|/)clip(_depth)?/.*mlp/proj_kernel$", P(None, "model", None)),
+    (r"(^|/)clip(_depth)?/text/token_embedding$", P(None, "model")),
+    (r"(^|/)lora/fc/b$", P(None, None, "model")),
+    (r"(^|/)lora/proj/a$", P(None, "model", None)),
+    (r".*", P()),
+)
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+    """A mesh over all devices of all processes; `data` = -1 takes what `model` leaves.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    if data == -1:
+        data = count // model
+    if data * model != count:
+        raise ValueError(f"mesh data={data} x model={model} does not use the {count} devices here; set config.mesh.*")
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def path_name(path: tuple) -> str:
+    """'clip/visual/proj' for a key path of jax.tree_util."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def specs(params: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf by RULES; an axis that its mesh axis does not divide stays whole."""
+
+    def spec(path, leaf):
+        name = path_name(path)
+        rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
+        axes = [axis if axis and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(rule)]
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def place(params: Any, mesh: Mesh) -> Any:
+    """Puts a tree on the mesh by RULES. Copies: donating the result never deletes the caller's arrays."""
+    shardings = specs(params, mesh)
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x, tree), out_shardings=shardings)(params)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Splits every field's first axis over `data`; each process gives its own part of the global batch.
+
+    Raises:
+      ValueError: the batch does not divide among the devices.
+    """
+    sharding = NamedSharding(mesh, P("data"))
+    rows = len(next(iter(batch.values())))
+    local = mesh.shape["data"] // jax.process_count()
+    if local and rows % local:
+        raise ValueError(
+            f"a batch of {rows} objects does not divide among {local} data devices; set the batch size to a multiple, "
+            "or config.mesh.model higher"
+        )
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for name, value in batch.items()}
