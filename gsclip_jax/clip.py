@@ -1,0 +1,334 @@
+"""CLIP's two towers as Flax NNX modules over a plain dict of arrays, and the pure functions that encode with them.
+
+One set of weights serves both image streams of GS-CLIP: the render stream takes the tokens of the V-V attention path (`vv=True`),
+the depth stream adds LoRA as an argument (`lora=...`). The text tower takes embedded prompts and learned deep prompts.
+
+Axes: ... any leading axes (B objects, V views), H W pixels, P patches, T tokens, W width, E joint embedding, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gsclip_jax.clip_blocks import ACTIVATIONS, LayerNorm, run_blocks, stack_blocks
+from gsclip_jax.convert.keys import check_keys
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Sizes, special token ids and image normalisation of a CLIP; defaults are OpenAI's ViT-L/14@336.
+
+    `vv_blocks` counts the last vision blocks that have the V-V path (19 of 24: the authors' DPAM_layer = k means k - 1).
+    `dtype` is what the towers compute in ('float32' or 'bfloat16'; parameters, softmax and LayerNorm statistics are float32),
+    `remat` recomputes each block in the backward pass.
+    """
+
+    image_size: int = 336
+    patch: int = 14
+    vision_width: int = 1024
+    vision_layers: int = 24
+    vision_heads: int = 16
+    embed_dim: int = 768
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    vocab: int = 49408
+    context: int = 77
+    vv_blocks: int = 19
+    sos: int = 49406
+    eos: int = 49407
+    dot: int = 269
+    pad: int = 0
+    activation: str = "quick_gelu"
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    dtype: str = "float32"
+    remat: bool = False
+
+    PRESETS: ClassVar[dict[str, ClipConfig]] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        problems = []
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                problems.append(f"{tower}_width {width} is no multiple of {tower}_heads {heads}")
+        if self.image_size % self.patch:
+            problems.append(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        if not 0 <= self.vv_blocks <= self.vision_layers:
+            problems.append(f"vv_blocks {self.vv_blocks} is not in 0..{self.vision_layers} (vision_layers)")
+        if self.activation not in ACTIVATIONS:
+            problems.append(f"activation {self.activation!r} is not one of {sorted(ACTIVATIONS)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            problems.append(f"dtype {self.dtype!r} is not 'float32' or 'bfloat16'")
+        for name in ("sos", "eos", "dot", "pad"):
+            if not 0 <= getattr(self, name) < self.vocab:
+                problems.append(f"token id {name} {getattr(self, name)} is not in 0..{self.vocab - 1} (vocab)")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            problems.append("mean and std need three values, std positive")
+        if problems:
+            raise ValueError("CLIP configuration: " + "; ".join(problems))
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of an image of `image_size`."""
+        return self.image_size // self.patch
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that survives json and `from_json`."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ClipConfig:
+        """The configuration of a `to_json` dict; absent fields take their defaults.
+
+        Raises:
+          ValueError: naming every unknown field, or what is inconsistent.
+        """
+        unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"CLIP configuration: unknown fields {unknown}")
+        return cls(**fields)
+
+    @classmethod
+    def preset(cls, name: str) -> ClipConfig:
+        """A released size by name, e.g. 'ViT-L/14@336'.
+
+        Raises:
+          ValueError: naming the known presets.
+        """
+        if name not in cls.PRESETS:
+            raise ValueError(f"no CLIP preset {name!r}; known: {', '.join(sorted(cls.PRESETS))}")
+        return cls.PRESETS[name]
+
+
+_BASE = ClipConfig(
+    image_size=224, patch=32, vision_width=768, vision_layers=12, vision_heads=12, embed_dim=512,
+    text_width=512, text_heads=8, vv_blocks=10,
+)  # fmt: skip
+ClipConfig.PRESETS.update({
+    "ViT-B/32": _BASE,
+    "ViT-B/16": dataclasses.replace(_BASE, patch=16),
+    "ViT-L/14": ClipConfig(image_size=224),
+    "ViT-L/14@336": ClipConfig(),
+})
+
+
+class Vision(nnx.Module):
+    """Vision transformer; parameters as in the tree of `init_clip`."""
+
+    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs):
+        p, width, scale = cfg.patch, cfg.vision_width, cfg.vision_width**-0.5
+        normal = jax.random.normal
+        self.patch_embed = nnx.Param(normal(rngs.params(), (p, p, 3, width)) * (3 * p * p) ** -0.5)
+        self.class_embedding = nnx.Param(normal(rngs.params(), (width,)) * scale)
+        self.pos_embedding = nnx.Param(normal(rngs.params(), (1 + cfg.grid**2, width)) * scale)
+        self.ln_pre = LayerNorm(width)
+        self.blocks = stack_blocks(width, cfg.vision_heads, cfg.vision_layers, cfg.activation, rngs)
+        self.ln_post = LayerNorm(width)
+        self.proj = nnx.Param(normal(rngs.params(), (width, cfg.embed_dim)) * scale)
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """Images x[B,H,W,3] -> tokens [B,1+P,width] after ln_pre, the class token first."""
+        p, _, _, width = self.patch_embed.shape
+        batch, height, across, _ = x.shape
+        rows, columns = height // p, across // p
+        x = x.reshape(batch, rows, p, columns, p, 3)
+        x = jnp.einsum("brpsqc,pqcw->brsw", x, self.patch_embed[...].astype(x.dtype)).reshape(batch, -1, width)
+        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (batch, 1, width))
+        x = jnp.concatenate([first, x], 1) + self.positions(rows, columns).astype(x.dtype)
+        return self.ln_pre(x)
+
+    def positions(self, rows: int, columns: int) -> jax.Array:
+        """Positional embedding [1+rows*columns,width]; the trained grid is resized bilinearly for other image sizes."""
+        embedding = self.pos_embedding[...]
+        grid = round((embedding.shape[0] - 1) ** 0.5)
+        if (rows, columns) == (grid, grid):
+            return embedding
+        cells = embedding[1:].reshape(grid, grid, -1)
+        # half-pixel centres and no antialiasing, as torch's interpolate(align_corners=False) in the released code
+        cells = jax.image.resize(cells, (rows, columns, cells.shape[-1]), "bilinear", antialias=False)
+        return jnp.concatenate([embedding[:1], cells.reshape(rows * columns, -1)])
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """[...,width] -> [...,E] through ln_post and the projection."""
+        return self.ln_post(x) @ self.proj[...].astype(x.dtype)
+
+
+class Text(nnx.Module):
+    """Causal text transformer; parameters as in the tree of `init_clip`."""
+
+    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs):
+        normal, width = jax.random.normal, cfg.text_width
+        self.token_embedding = nnx.Param(normal(rngs.params(), (cfg.vocab, width)) * 0.02)
+        self.pos_embedding = nnx.Param(normal(rngs.params(), (cfg.context, width)) * 0.01)
+        self.blocks = stack_blocks(width, cfg.text_heads, cfg.text_layers, cfg.activation, rngs)
+        self.ln_final = LayerNorm(width)
+        self.proj = nnx.Param(normal(rngs.params(), (width, cfg.embed_dim)) * width**-0.5)
+
+
+class Clip(nnx.Module):
+    """Both towers, or (`parts`) the vision tower alone."""
+
+    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs, parts: Iterable[str] = ("visual", "text", "logit_scale")):
+        self.cfg = cfg
+        if "visual" in parts:
+            self.visual = Vision(cfg, rngs)
+        if "text" in parts:
+            self.text = Text(cfg, rngs)
+        if "logit_scale" in parts:
+            self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
+
+
+def init_clip(key: jax.Array, cfg: ClipConfig) -> dict[str, Any]:
+    """Random parameters, float32, with OpenAI CLIP's initial scales.
+
+    Tree: visual {patch_embed [p,p,3,W], class_embedding [W], pos_embedding [1+G*G,W], ln_pre, blocks, ln_post, proj [W,E]};
+    text {token_embedding [vocab,W], pos_embedding [context,W], blocks, ln_final, proj [W,E]}; logit_scale [].
+    A LayerNorm is {scale, bias}; blocks are {ln_1, attn {qkv_kernel [L,W,3,H,D], qkv_bias [L,3,H,D], out_kernel [L,H,D,W],
+    out_bias [L,W]}, ln_2, mlp {fc_kernel [L,W,4W], fc_bias, proj_kernel [L,4W,W], proj_bias}}.
+    """
+
+    @jax.jit
+    def build(key: jax.Array) -> dict[str, Any]:
+        return nnx.to_pure_dict(nnx.state(Clip(cfg, nnx.Rngs(params=key))))
+
+    return build(key)
+
+
+@functools.lru_cache(maxsize=32)
+def _skeleton(cfg: ClipConfig, parts: frozenset[str]) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Clip(cfg, nnx.Rngs(params=0), parts)))
+
+
+def _named(tree: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def clip_shapes(cfg: ClipConfig) -> dict[str, Any]:
+    """The parameter tree of `init_clip` with `jax.ShapeDtypeStruct` leaves: what a converter must fill."""
+    return nnx.to_pure_dict(_skeleton(cfg, frozenset(("visual", "text", "logit_scale")))[1])
+
+
+def clip_module(cfg: ClipConfig, params: Mapping[str, Any]) -> Clip:
+    """The module of `cfg` holding `params` (whole, or {'visual': ...} for a vision tower alone). Costs nothing under jit.
+
+    Raises:
+      ValueError: naming the missing, unexpected and misshapen parameters.
+    """
+    graph, state = _skeleton(cfg, frozenset(params.keys() & {"visual", "text", "logit_scale"}))
+    wanted, given = _named(nnx.to_pure_dict(state)), _named(params)
+    check_keys({name: jnp.shape(leaf) for name, leaf in given.items()},
+               {name: leaf.shape for name, leaf in wanted.items()}, "CLIP parameters of this configuration")  # fmt: skip
+    state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(given[name]) for name in wanted])
+    return nnx.merge(graph, state)
+
+
+class Encoded(NamedTuple):
+    """What `encode_image` returns; neither is normalised."""
+
+    cls: jax.Array  # [...,E], class token of the original path after the last block
+    tokens: jax.Array  # [len(layers),...,1+P,E], class token first; of the V-V path where it was asked for
+
+
+def preprocess_views(cfg: ClipConfig, grey: jax.Array) -> jax.Array:
+    """Grey views uint8 [...,H,W] -> network input [...,H,W,3]: (x / 255 - mean) / std in the configuration's dtype."""
+    return preprocess_rgb(cfg, grey[..., None])
+
+
+def preprocess_rgb(cfg: ClipConfig, rgb: jax.Array) -> jax.Array:
+    """Colour images uint8 [...,H,W,3] -> network input of the same shape, in the configuration's dtype."""
+    if rgb.dtype != jnp.uint8:
+        raise ValueError(f"images are {rgb.dtype}; preprocessing takes uint8")
+    x = (rgb.astype(jnp.float32) / 255 - jnp.asarray(cfg.mean)) / jnp.asarray(cfg.std)
+    return x.astype(cfg.dtype)
+
+
+def encode_image(
+    clip: Clip,
+    x: jax.Array,
+    *,
+    lora: Mapping[str, Any] | None = None,
+    vv: bool = False,
+    layers: tuple[int, ...] | None = None,
+    dropout_key: jax.Array | None = None,
+    lora_scale: float = 2.0,
+    lora_dropout: float = 0.1,
+) -> Encoded:
+    """Encodes network inputs x[...,H,W,3] (any leading axes, any size that is a multiple of the patch).
+
+    Args:
+      lora: factors of `init_lora` for this stream; scaled by `lora_scale` (alpha / rank).
+      vv: take the tokens from the V-V attention path of the last `cfg.vv_blocks` blocks (render stream).
+      layers: 1-based numbers of the blocks whose tokens to return; the last by default.
+      dropout_key: turns on dropout (rate `lora_dropout`) on the input of the LoRA factors: training only.
+
+    Raises:
+      ValueError: image size no multiple of the patch, or a block number out of range.
+    """
+    cfg = clip.cfg
+    *leading, height, width, channels = x.shape
+    if channels != 3 or height % cfg.patch or width % cfg.patch:
+        raise ValueError(f"images are {x.shape[-3:]}; the encoder takes [H,W,3] with H and W multiples of {cfg.patch}")
+    layers = (cfg.vision_layers,) if layers is None else tuple(layers)
+    if not layers or not all(1 <= layer <= cfg.vision_layers for layer in layers):
+        raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
+    x = x.reshape(-1, height, width, 3).astype(cfg.dtype)
+    features = run_blocks(
+        clip.visual.blocks, clip.visual.embed(x), remat=cfg.remat, layers=layers,
+        vv_start=cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None,
+        lora=lora, lora_scale=lora_scale, lora_dropout=lora_dropout, dropout_key=dropout_key,
+    )  # fmt: skip
+    cls = clip.visual.project(features.last[:, 0])
+    tokens = clip.visual.project(features.tokens)
+    return Encoded(cls.reshape(*leading, -1), tokens.reshape(len(layers), *leading, *tokens.shape[2:]))
+
+
+def embed_tokens(clip: Clip, ids: jax.Array) -> jax.Array:
+    """Token ids [...] -> their embeddings [...,W], without positions (those are added in `encode_text`)."""
+    return clip.text.token_embedding[...][ids]
+
+
+def encode_text(clip: Clip, embeds: jax.Array, eot: jax.Array, deep: jax.Array | None = None) -> jax.Array:
+    """Embedded prompts [...,T,W] -> text features [...,E] at the positions `eot`, not normalised.
+
+    Args:
+      embeds: T may be less than the context: the tower is causal, so tokens behind the end-of-text token do not matter.
+      eot: int [...], position of the end-of-text token; broadcast against the leading axes of `embeds`.
+      deep: [depth-1,n,W]: before block 2 + i the tokens 1..n are replaced by deep[i].
+
+    Raises:
+      ValueError: more tokens than the context, or deep prompts for more blocks than there are.
+    """
+    cfg = clip.cfg
+    *leading, length, width = embeds.shape
+    if length > cfg.context:
+        raise ValueError(f"prompts of {length} tokens; the text tower holds {cfg.context}")
+    if deep is not None and deep.shape[0] > cfg.text_layers - 1:
+        raise ValueError(f"deep prompts for {deep.shape[0]} blocks; the text tower has {cfg.text_layers - 1} after its first")
+    x = (embeds + clip.text.pos_embedding[:length]).astype(cfg.dtype).reshape(-1, length, width)
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    features = run_blocks(clip.text.blocks, x, remat=cfg.remat, layers=(cfg.text_layers,), mask=causal, deep=deep)
+    eot = jnp.broadcast_to(eot, tuple(leading)).reshape(-1)
+    last = jnp.take_along_axis(features.last, eot[:, None, None], axis=1)[:, 0]
+    text = clip.text.ln_final(last) @ clip.text.proj[...].astype(last.dtype)
+    return text.reshape(*leading, -1)
+
+
+def encode_tokens(clip: Clip, ids: jax.Array) -> jax.Array:
+    """Token ids int [...,T] -> text features [...,E] at the first end-of-text token, not normalised."""
+    return encode_text(clip, embed_tokens(clip, ids), jnp.argmax(ids == clip.cfg.eos, axis=-1))

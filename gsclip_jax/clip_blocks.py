@@ -1,0 +1,208 @@
+"""Residual attention blocks of the CLIP towers: one Flax NNX block whose parameters carry a leading layer axis, run by `lax.scan`.
+
+Axes: B images or texts, T tokens, W width, H heads, D width of a head, F = 4W width of the MLP, L layers, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gsclip_jax.lora import lora_delta
+
+EPSILON = 1e-5  # of every LayerNorm in CLIP; the NNX default is 1e-6
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis; statistics in float32 whatever the input's dtype, result in the input's dtype."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        mean = y.mean(-1, keepdims=True)
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; the softmax in float32, `mask_tt` false where attention is forbidden."""
+    scores = jnp.einsum("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
+    if mask_tt is not None:
+        scores = jnp.where(mask_tt, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_bthd.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, v_bthd)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; query, key and value share one kernel [W,3,H,D]."""
+
+    def __init__(self, width: int, heads: int, layers: int, rngs: nnx.Rngs):
+        head = width // heads
+        normal = jax.random.normal
+        self.qkv_kernel = nnx.Param(normal(rngs.params(), (width, 3, heads, head)) * width**-0.5)
+        self.qkv_bias = nnx.Param(jnp.zeros((3, heads, head)))
+        self.out_kernel = nnx.Param(normal(rngs.params(), (heads, head, width)) * width**-0.5 * (2 * layers) ** -0.5)
+        self.out_bias = nnx.Param(jnp.zeros(width))
+
+    def project_in(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        qkv = jnp.einsum("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
+        qkv = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None]
+        return qkv[0], qkv[1], qkv[2]
+
+    def project_out(self, mixed_bthd: jax.Array) -> jax.Array:
+        y = jnp.einsum("bthd,hdw->btw", mixed_bthd, self.out_kernel[...].astype(mixed_bthd.dtype))
+        return y + self.out_bias[...].astype(y.dtype)
+
+
+class Mlp(nnx.Module):
+    """Two linears around the activation; LoRA, when given, adds its low-rank product to both."""
+
+    def __init__(self, width: int, layers: int, activation: str, rngs: nnx.Rngs):
+        normal = jax.random.normal
+        self.activation = activation
+        self.fc_kernel = nnx.Param(normal(rngs.params(), (width, 4 * width)) * (2 * width) ** -0.5)
+        self.fc_bias = nnx.Param(jnp.zeros(4 * width))
+        self.proj_kernel = nnx.Param(normal(rngs.params(), (4 * width, width)) * width**-0.5 * (2 * layers) ** -0.5)
+        self.proj_bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array, lora: LoraStep | None) -> jax.Array:
+        y = x @ self.fc_kernel[...].astype(x.dtype) + self.fc_bias[...].astype(x.dtype)
+        if lora is not None:
+            y = y + lora.delta("fc", x)
+        y = ACTIVATIONS[self.activation](y)
+        z = y @ self.proj_kernel[...].astype(y.dtype) + self.proj_bias[...].astype(y.dtype)
+        if lora is not None:
+            z = z + lora.delta("proj", y)
+        return z
+
+
+class LoraStep(NamedTuple):
+    """What one layer's MLP needs of LoRA: its two pairs of factors, their factor, and the layer's dropout key."""
+
+    params: Mapping[str, Any]
+    scale: float
+    dropout: float
+    key: jax.Array | None
+
+    def delta(self, name: str, x: jax.Array) -> jax.Array:
+        key = None if self.key is None else jax.random.fold_in(self.key, ("fc", "proj").index(name))
+        return lora_delta(self.params[name], x, scale=self.scale, dropout=self.dropout, key=key)
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block. A tower holds ONE of these, every parameter with a leading axis L."""
+
+    def __init__(self, width: int, heads: int, layers: int, activation: str, rngs: nnx.Rngs):
+        self.ln_1 = LayerNorm(width)
+        self.attn = Attention(width, heads, layers, rngs)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = Mlp(width, layers, activation, rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        second: jax.Array | None = None,
+        *,
+        in_second: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        lora: LoraStep | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x[B,T,W] -> x after the block, and the V-V path `second` after it.
+
+        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds, in the blocks where `in_second` is
+        true, value-value attention of the *original* path's normalised input; earlier it is a copy of the original path.
+        """
+        q, k, v = self.attn.project_in(self.ln_1(x))
+        y = x + self.attn.project_out(attend(q, k, v, mask))
+        y = y + self.mlp(self.ln_2(y), lora)
+        if second is not None:
+            # A branch, not a mask: before the path starts nothing is computed for it.
+            second = jax.lax.cond(in_second, lambda: second + self.attn.project_out(attend(v, v, v)), lambda: y)
+        return y, second
+
+
+def stack_blocks(width: int, heads: int, layers: int, activation: str, rngs: nnx.Rngs) -> Block:
+    """A Block whose parameters have a leading layer axis, each layer drawn by itself."""
+    one = lambda key: Block(width, heads, layers, activation, nnx.Rngs(params=key))  # noqa: E731
+    graph, _ = nnx.split(nnx.eval_shape(one, rngs.params()))
+    state = jax.vmap(lambda key: nnx.state(one(key)))(jax.random.split(rngs.params(), layers))
+    return nnx.merge(graph, state)
+
+
+class Features(NamedTuple):
+    """Tokens after the last block, and of the second (or only) path after the blocks asked for."""
+
+    last: jax.Array  # [B,T,W], original path
+    tokens: jax.Array  # [len(layers),B,T,W], V-V path where there is one
+
+
+def run_blocks(
+    blocks: Block,
+    x: jax.Array,
+    *,
+    remat: bool,
+    layers: tuple[int, ...],
+    vv_start: int | None = None,
+    mask: jax.Array | None = None,
+    lora: Mapping[str, Any] | None = None,
+    lora_scale: float = 2.0,
+    lora_dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    deep: jax.Array | None = None,
+) -> Features:
+    """Runs x[B,T,W] through all layers by one scan.
+
+    Args:
+      blocks: with a leading axis L on every parameter.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      layers: 1-based numbers of the blocks whose tokens to return.
+      vv_start: 0-based first block of the V-V path; None for no such path.
+      mask: bool [T,T], false where attention is forbidden (original path only).
+      lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; dropout on its input only with a `dropout_key`.
+      deep: [n,K,W]; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
+    """
+    graph, state = nnx.split(blocks)
+    depth = blocks.ln_1.scale.shape[0]
+    numbers = jnp.arange(depth)
+    keys = None if lora is None or dropout_key is None else jax.random.split(dropout_key, depth)
+    wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
+    if deep is not None:
+        n = deep.shape[0]
+        deep = jnp.concatenate([jnp.zeros_like(deep[:1]), deep, jnp.zeros((depth - 1 - n, *deep.shape[1:]), deep.dtype)])
+        deep = deep.astype(x.dtype)
+
+    def step(carry, inputs):
+        x, second, kept = carry
+        number, layer_state, layer_lora, key, layer_deep = inputs
+        if layer_deep is not None:
+            replaced = x.at[:, 1 : 1 + layer_deep.shape[0]].set(layer_deep)
+            x = jnp.where((number >= 1) & (number <= n), replaced, x)
+        step_lora = None if layer_lora is None else LoraStep(layer_lora, lora_scale, lora_dropout, key)
+        in_second = None if second is None else number >= vv_start
+        x, second = nnx.merge(graph, layer_state)(x, second, in_second=in_second, mask=mask, lora=step_lora)
+        if kept is not None:
+            tokens = x if second is None else second
+            kept = jnp.where((wanted == number)[:, None, None, None], tokens, kept)
+        return (x, second, kept), None
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be shared between the two passes
+    second = None if vv_start is None else x
+    kept = None if wanted is None else jnp.zeros((len(layers), *x.shape), x.dtype)
+    (x, second, kept), _ = jax.lax.scan(step, (x, second, kept), (numbers, state, lora, keys, deep))
+    if kept is None:
+        kept = (x if second is None else second)[None]
+    return Features(x, kept)

@@ -1,0 +1,58 @@
+"""LoRA on both linears of every MLP of a vision tower: pure functions over a dict of arrays.
+
+Axes: L layers, W width, F = 4W width of the MLP, R rank. Source: GS-CLIP section on the depth stream (rank 8, alpha 16, dropout
+0.1); the factor alpha / rank = 2 is an argument of the functions that apply the factors, not stored with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from gsclip_jax.clip import ClipConfig
+
+
+def init_lora(key: jax.Array, cfg: ClipConfig, rank: int = 8) -> dict[str, dict[str, jax.Array]]:
+    """Factors for the vision tower of `cfg`, float32: {fc: {a [L,W,R], b [L,R,4W]}, proj: {a [L,4W,R], b [L,R,W]}}.
+
+    `a` is uniform as a torch linear's default (bound 1/sqrt(fan in)), `b` zero, so that training starts at the plain tower.
+
+    Raises:
+      ValueError: rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"LoRA rank is {rank}; give at least 1")
+    layers, width = cfg.vision_layers, cfg.vision_width
+    params = {}
+    for name, d_in, d_out in (("fc", width, 4 * width), ("proj", 4 * width, width)):
+        key, sub = jax.random.split(key)
+        bound = 1 / math.sqrt(d_in)
+        params[name] = {
+            "a": jax.random.uniform(sub, (layers, d_in, rank), minval=-bound, maxval=bound),
+            "b": jnp.zeros((layers, rank, d_out)),
+        }
+    return params
+
+
+def lora_delta(
+    factors: Mapping[str, jax.Array], x: jax.Array, *, scale: float, dropout: float = 0.0, key: jax.Array | None = None
+) -> jax.Array:
+    """scale * (dropout(x) a) b for one layer: x[...,I], a[I,R], b[R,O] -> [...,O] in x's dtype; no dropout without a key."""
+    if key is not None and dropout > 0:
+        keep = jax.random.bernoulli(key, 1 - dropout, x.shape)
+        x = jnp.where(keep, x / (1 - dropout), 0)
+    return (x @ factors["a"].astype(x.dtype)) @ factors["b"].astype(x.dtype) * scale
+
+
+def merge_lora(blocks: Mapping[str, Any], lora: Mapping[str, Any], scale: float = 2.0) -> dict[str, Any]:
+    """Blocks of a tower with the low-rank products added to the MLP kernels; the inputs stay as they are."""
+    product = {name: scale * jnp.einsum("lir,lro->lio", lora[name]["a"], lora[name]["b"]) for name in ("fc", "proj")}
+    mlp = dict(blocks["mlp"])
+    for name, delta in product.items():
+        mlp[f"{name}_kernel"] = mlp[f"{name}_kernel"] + delta
+    return {**blocks, "mlp": mlp}
