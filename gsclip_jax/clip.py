@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gsclip_jax.clip_blocks import ACTIVATIONS, LayerNorm, run_blocks, stack_blocks
+from gsclip_jax.clip_blocks import ACTIVATIONS, Block, Draw, LayerNorm, run_blocks
 from gsclip_jax.convert.keys import check_keys
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -130,16 +130,15 @@ ClipConfig.PRESETS.update({
 class Vision(nnx.Module):
     """Vision transformer; parameters as in the tree of `init_clip`."""
 
-    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: ClipConfig, draw: Draw):
         p, width, scale = cfg.patch, cfg.vision_width, cfg.vision_width**-0.5
-        normal = jax.random.normal
-        self.patch_embed = nnx.Param(normal(rngs.params(), (p, p, 3, width)) * (3 * p * p) ** -0.5)
-        self.class_embedding = nnx.Param(normal(rngs.params(), (width,)) * scale)
-        self.pos_embedding = nnx.Param(normal(rngs.params(), (1 + cfg.grid**2, width)) * scale)
+        self.patch_embed = draw((p, p, 3, width), (3 * p * p) ** -0.5)
+        self.class_embedding = draw((width,), scale)
+        self.pos_embedding = draw((1 + cfg.grid**2, width), scale)
         self.ln_pre = LayerNorm(width)
-        self.blocks = stack_blocks(width, cfg.vision_heads, cfg.vision_layers, cfg.activation, rngs)
+        self.blocks = Block(width, cfg.vision_heads, cfg.vision_layers, cfg.activation, draw)
         self.ln_post = LayerNorm(width)
-        self.proj = nnx.Param(normal(rngs.params(), (width, cfg.embed_dim)) * scale)
+        self.proj = draw((width, cfg.embed_dim), scale)
 
     def embed(self, x: jax.Array) -> jax.Array:
         """Images x[B,H,W,3] -> tokens [B,1+P,width] after ln_pre, the class token first."""
@@ -171,24 +170,24 @@ class Vision(nnx.Module):
 class Text(nnx.Module):
     """Causal text transformer; parameters as in the tree of `init_clip`."""
 
-    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs):
-        normal, width = jax.random.normal, cfg.text_width
-        self.token_embedding = nnx.Param(normal(rngs.params(), (cfg.vocab, width)) * 0.02)
-        self.pos_embedding = nnx.Param(normal(rngs.params(), (cfg.context, width)) * 0.01)
-        self.blocks = stack_blocks(width, cfg.text_heads, cfg.text_layers, cfg.activation, rngs)
+    def __init__(self, cfg: ClipConfig, draw: Draw):
+        width = cfg.text_width
+        self.token_embedding = draw((cfg.vocab, width), 0.02)
+        self.pos_embedding = draw((cfg.context, width), 0.01)
+        self.blocks = Block(width, cfg.text_heads, cfg.text_layers, cfg.activation, draw)
         self.ln_final = LayerNorm(width)
-        self.proj = nnx.Param(normal(rngs.params(), (width, cfg.embed_dim)) * width**-0.5)
+        self.proj = draw((width, cfg.embed_dim), width**-0.5)
 
 
 class Clip(nnx.Module):
     """Both towers, or (`parts`) the vision tower alone."""
 
-    def __init__(self, cfg: ClipConfig, rngs: nnx.Rngs, parts: Iterable[str] = ("visual", "text", "logit_scale")):
+    def __init__(self, cfg: ClipConfig, draw: Draw, parts: Iterable[str] = ("visual", "text", "logit_scale")):
         self.cfg = cfg
         if "visual" in parts:
-            self.visual = Vision(cfg, rngs)
+            self.visual = Vision(cfg, draw)
         if "text" in parts:
-            self.text = Text(cfg, rngs)
+            self.text = Text(cfg, draw)
         if "logit_scale" in parts:
             self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
@@ -202,16 +201,15 @@ def init_clip(key: jax.Array, cfg: ClipConfig) -> dict[str, Any]:
     out_bias [L,W]}, ln_2, mlp {fc_kernel [L,W,4W], fc_bias, proj_kernel [L,4W,W], proj_bias}}.
     """
 
-    @jax.jit
-    def build(key: jax.Array) -> dict[str, Any]:
-        return nnx.to_pure_dict(nnx.state(Clip(cfg, nnx.Rngs(params=key))))
-
-    return build(key)
+    counter = Draw()
+    nnx.eval_shape(lambda: Clip(cfg, counter))
+    build = jax.jit(lambda normals: nnx.to_pure_dict(nnx.state(Clip(cfg, Draw(normals)))))
+    return build(jax.random.normal(key, (counter.used,)))
 
 
 @functools.lru_cache(maxsize=32)
 def _skeleton(cfg: ClipConfig, parts: frozenset[str]) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Clip(cfg, nnx.Rngs(params=0), parts)))
+    return nnx.split(nnx.eval_shape(lambda: Clip(cfg, Draw(), parts)))
 
 
 def _named(tree: Mapping[str, Any]) -> dict[str, Any]:

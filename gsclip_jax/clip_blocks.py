@@ -5,6 +5,7 @@ Axes: B images or texts, T tokens, W width, H heads, D width of a head, F = 4W w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,12 +23,26 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+class Draw:
+    """Hands out the initial values: consecutive pieces of one vector of normals (one random call compiles in a second, one
+    per parameter in half a minute). Without a vector it hands out zeros and counts what would be used."""
+
+    def __init__(self, normals: jax.Array | None = None):
+        self.normals, self.used = normals, 0
+
+    def __call__(self, shape: tuple[int, ...], std: float) -> nnx.Param:
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self.normals is None:
+            return nnx.Param(jnp.zeros(shape))
+        return nnx.Param(self.normals[start : self.used].reshape(shape) * std)
+
+
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis; statistics in float32 whatever the input's dtype, result in the input's dtype."""
 
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+    def __init__(self, width: int, leading: tuple[int, ...] = ()):
+        self.scale = nnx.Param(jnp.ones((*leading, width)))
+        self.bias = nnx.Param(jnp.zeros((*leading, width)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
@@ -49,13 +64,12 @@ def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax
 class Attention(nnx.Module):
     """Multi-head self-attention; query, key and value share one kernel [W,3,H,D]."""
 
-    def __init__(self, width: int, heads: int, layers: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, layers: int, draw: Draw):
         head = width // heads
-        normal = jax.random.normal
-        self.qkv_kernel = nnx.Param(normal(rngs.params(), (width, 3, heads, head)) * width**-0.5)
-        self.qkv_bias = nnx.Param(jnp.zeros((3, heads, head)))
-        self.out_kernel = nnx.Param(normal(rngs.params(), (heads, head, width)) * width**-0.5 * (2 * layers) ** -0.5)
-        self.out_bias = nnx.Param(jnp.zeros(width))
+        self.qkv_kernel = draw((layers, width, 3, heads, head), width**-0.5)
+        self.qkv_bias = nnx.Param(jnp.zeros((layers, 3, heads, head)))
+        self.out_kernel = draw((layers, heads, head, width), (2 * layers * width) ** -0.5)
+        self.out_bias = nnx.Param(jnp.zeros((layers, width)))
 
     def project_in(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         qkv = jnp.einsum("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
@@ -70,13 +84,12 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linears around the activation; LoRA, when given, adds its low-rank product to both."""
 
-    def __init__(self, width: int, layers: int, activation: str, rngs: nnx.Rngs):
-        normal = jax.random.normal
+    def __init__(self, width: int, layers: int, activation: str, draw: Draw):
         self.activation = activation
-        self.fc_kernel = nnx.Param(normal(rngs.params(), (width, 4 * width)) * (2 * width) ** -0.5)
-        self.fc_bias = nnx.Param(jnp.zeros(4 * width))
-        self.proj_kernel = nnx.Param(normal(rngs.params(), (4 * width, width)) * width**-0.5 * (2 * layers) ** -0.5)
-        self.proj_bias = nnx.Param(jnp.zeros(width))
+        self.fc_kernel = draw((layers, width, 4 * width), (2 * width) ** -0.5)
+        self.fc_bias = nnx.Param(jnp.zeros((layers, 4 * width)))
+        self.proj_kernel = draw((layers, 4 * width, width), (2 * layers * width) ** -0.5)
+        self.proj_bias = nnx.Param(jnp.zeros((layers, width)))
 
     def __call__(self, x: jax.Array, lora: LoraStep | None) -> jax.Array:
         y = x @ self.fc_kernel[...].astype(x.dtype) + self.fc_bias[...].astype(x.dtype)
@@ -103,13 +116,13 @@ class LoraStep(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block. A tower holds ONE of these, every parameter with a leading axis L."""
+    """Pre-norm residual block. A tower holds ONE, every parameter with a leading axis L; `run_blocks` calls it layer by layer."""
 
-    def __init__(self, width: int, heads: int, layers: int, activation: str, rngs: nnx.Rngs):
-        self.ln_1 = LayerNorm(width)
-        self.attn = Attention(width, heads, layers, rngs)
-        self.ln_2 = LayerNorm(width)
-        self.mlp = Mlp(width, layers, activation, rngs)
+    def __init__(self, width: int, heads: int, layers: int, activation: str, draw: Draw):
+        self.ln_1 = LayerNorm(width, (layers,))
+        self.attn = Attention(width, heads, layers, draw)
+        self.ln_2 = LayerNorm(width, (layers,))
+        self.mlp = Mlp(width, layers, activation, draw)
 
     def __call__(
         self,
@@ -132,14 +145,6 @@ class Block(nnx.Module):
             # A branch, not a mask: before the path starts nothing is computed for it.
             second = jax.lax.cond(in_second, lambda: second + self.attn.project_out(attend(v, v, v)), lambda: y)
         return y, second
-
-
-def stack_blocks(width: int, heads: int, layers: int, activation: str, rngs: nnx.Rngs) -> Block:
-    """A Block whose parameters have a leading layer axis, each layer drawn by itself."""
-    one = lambda key: Block(width, heads, layers, activation, nnx.Rngs(params=key))  # noqa: E731
-    graph, _ = nnx.split(nnx.eval_shape(one, rngs.params()))
-    state = jax.vmap(lambda key: nnx.state(one(key)))(jax.random.split(rngs.params(), layers))
-    return nnx.merge(graph, state)
 
 
 class Features(NamedTuple):
