@@ -1,0 +1,117 @@
+"""Configuration shared by every experiment: the embedded default, and the paper's settings for the four data sets.
+
+A configuration is data: nested values that `--config.section.key=value` changes. `experiments.build` turns it into objects.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+# Auxiliary categories of the published protocol; a preset trains on the first.
+AUXILIARY = {
+    "mvtec3d": ("carrot", "cookie", "dowel"),
+    "eyecandies": ("Confetto", "LicoriceSandwich", "PeppermintCandy"),
+    "real3d": ("seahorse", "shell", "starfish"),
+    "anomaly_shapenet": ("ashtray0", "bag0", "bottle0"),
+}
+PRESETS = ("", *AUXILIARY)
+
+
+def embedded() -> ConfigDict:
+    """The default: procedural solids, the small embedded CLIP; minutes on a laptop."""
+    return ConfigDict({
+        "task": "stage2",  # which part runs: stage1, stage2 (what is missing of stage 1 too), eval, pretrain
+        "preset": "",
+        "seed": 0,
+        "variant": "paper",  # or "released": the authors' code with its departures
+        "method": "gsclip",
+        "workers": 0,  # processes that render; 0 = one a core
+        "cache": "cache",  # records and stored features, shared by runs
+        "data": {
+            "name": "synthetic",
+            "root": "",
+            "train_category": "bottle",
+            "categories": (),  # evaluated; () = every other one
+            "points": 8192,  # scored points M
+            "image_size": 112,
+            "views": 9,
+            "cameras": "ring",
+            "window": 336,  # pixels drawn before the picture is reduced to image_size
+            "point_size": 9.0,
+            "point_sizes": {},  # category -> size, where they differ
+            "cloud_points": 2048,  # N, PointNet++ input
+            "neighbours": 16,
+            "sample_seed": 0,
+            "synthetic": {  # how the embedded data set is made; ignored for others
+                "set": "test", "difficulty": "middle", "scan_points": 10000, "seed": 0,
+                "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
+            },
+        },
+        "clip": {"name": "mini", "tokenizer": "", "random": False, "dtype": "float32", "remat": False, "vv_blocks": -1},
+        "pointnet2": {
+            "weights": "mini",  # a file, "mini", or "" for a random start
+            "centroids": (256, 64, 16, 8), "radii": (0.15, 0.3, 0.6, 0.9), "neighbours": 32,
+        },
+        "model": {
+            "n_ctx": 12, "deep_depth": 4, "n_deep": 4,
+            "prototypes": 32, "top_k": 12, "defect_tokens": 1,
+            "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1,
+            "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3, "srm_residual": True,
+            "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
+            "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
+        },
+        "stage1": {"epochs": 10, "batch_size": 4, "learning_rate": 2e-3, "pointnet2_rate": 2e-4},
+        "stage2": {"epochs": 8, "batch_size": 4, "learning_rate": 5e-4, "lora_factor": 0.1},
+        "eval": {"batch_size": 4, "rgb": False, "pictures": 6},
+        "compare": ("random_clip", "surface_variation"),  # run alongside, shown under the table
+        "mesh": {"data": -1, "model": 1},
+        "save_every_s": 60.0,
+    })  # fmt: skip
+
+
+def paper(name: str) -> ConfigDict:
+    """The paper's settings for data set `name`: ViT-L/14@336, 112 896 scored points."""
+    config = embedded()
+    config.preset = name
+    config.compare = ()
+    config.data.update({
+        "name": name, "train_category": AUXILIARY[name][0], "points": 336 * 336, "image_size": 336,
+        "cloud_points": 3000, "window": 1024, "cameras": "ring", "point_size": 12.0,
+    })  # fmt: skip
+    config.data.synthetic = ConfigDict()
+    config.clip.update({"name": "ViT-L-14-336px.pt", "dtype": "bfloat16"})
+    config.pointnet2.update({
+        "weights": "", "centroids": (1024, 256, 64, 16), "radii": (0.1, 0.2, 0.4, 0.8), "neighbours": 32,
+    })  # fmt: skip
+    config.model.update({"deep_depth": 9, "srm_residual": False, "smooth_width": 0.5, "smooth_rounds": 1})
+    config.stage1.update({"epochs": 15, "learning_rate": 2e-3, "pointnet2_rate": 2e-3})
+    config.stage2.update({"epochs": 10, "learning_rate": 5e-4})
+    config.seed = 111
+    if name == "mvtec3d":
+        config.data.cameras = "mvtec3d"
+        config.data.point_sizes = ConfigDict({
+            "bagel": 7.0, "cable_gland": 12.0, "carrot": 7.0, "cookie": 6.0, "dowel": 10.0, "rope": 5.0, "peach": 7.0,
+            "foam": 8.0, "potato": 8.0, "tire": 8.0,
+        })  # fmt: skip
+    elif name == "eyecandies":
+        config.data.cameras, config.data.point_size, config.data.window = "eyecandies", 10.0, 1036
+    else:
+        config.data.window = 1036
+        config.stage2.learning_rate = 1e-4
+    return config
+
+
+def preset(name: str | None) -> ConfigDict:
+    """The configuration of a preset name; "" is the embedded default.
+
+    Raises:
+      ValueError: unknown name, with the nearest.
+    """
+    from difflib import get_close_matches
+
+    name = name or ""
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(AUXILIARY)}, or none for the embedded default")
+    return paper(name) if name else embedded()

@@ -1,0 +1,29 @@
+"""The embedded CLIP and PointNet++ start, from nothing, on solids that no experiment trains or tests on.
+
+    python -m experiments.run --config pretrain.py --workdir runs/pretrain      # about 45 minutes on two cores
+
+Writes gsclip_jax/assets/mini (or --config.out), which `config.clip.name=mini` loads.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(preset: str | None = None):
+    if preset:
+        raise ValueError(f"pretrain.py has no presets, got {preset!r}")
+    config = common.embedded()
+    config.task = "pretrain"
+    config.out = "gsclip_jax/assets/mini"
+    config.data.train_category = ""
+    config.data.synthetic.update({"set": "pretrain", "good": 24, "defective": 36, "seed": 7})
+    config.mini = ConfigDict({  # sizes of the small CLIP
+        "patch": 8, "vision_width": 128, "vision_layers": 6, "vision_heads": 2, "embed_dim": 96,
+        "text_width": 96, "text_layers": 4, "text_heads": 2, "vv_blocks": 5,
+    })  # fmt: skip
+    config.clip_stage = ConfigDict({
+        "steps": 2000, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 1.0,
+    })  # fmt: skip
+    config.point_stage = ConfigDict({"steps": 400, "batch_size": 8, "learning_rate": 2e-3})
+    return config

@@ -1,0 +1,167 @@
+"""Scores of every test object on disk, and the metrics of every category from them.
+
+`score_objects` needs the model; `tabulate` only reads what it left, so tables can be rebuilt at any time. An object that has its
+file is not scored again: a killed evaluation continues.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gsclip_jax import metrics
+from gsclip_jax.method import Method, Params, Stats
+from gsclip_jax.sharding import put_batch
+from gsclip_jax.writer import Progress
+
+METRICS = ("o_auroc", "o_ap", "p_auroc", "p_auroc_released", "p_pro", "p_pro_released")
+
+
+def score_objects(
+    method: Method,
+    params: Params,
+    stats: Stats,
+    index: Sequence[dict],
+    batches: Callable[[list[int]], Iterator[dict]],
+    folder: str | Path,
+    *,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Writes folder/CATEGORY/OBJECT.npz with points float32 [M], valid, point_mask bool [M], regions int32 [M] (0 = none),
+    organised bool, object float32, label int.
+
+    Args:
+      index: one row an object: {"object_index", "category", "name"}.
+      batches: object_index numbers -> batches with exactly those objects, in order, the last one padded.
+    """
+    folder = Path(folder)
+    by_number = {row["object_index"]: row for row in index}
+    missing = [row["object_index"] for row in index if not object_file(folder, row).exists()]
+    if not missing:
+        return
+    predict = jax.jit(method.predict)
+    progress, done = Progress("evaluating", len(missing)), 0
+    for batch in batches(missing):
+        scores = predict(params, stats, put_batch(batch, mesh))
+        points, objects = _local(scores.points), _local(scores.object)
+        for row in np.flatnonzero(batch["real"]):
+            valid, mask = batch["valid"][row], batch["point_mask"][row]
+            organised = bool(batch["organised"][row])
+            _write(
+                object_file(folder, by_number[int(batch["object_index"][row])]),
+                points=points[row].astype(np.float32),
+                valid=valid,
+                point_mask=mask,
+                regions=_regions(mask & valid, batch["xyz"][row], organised),
+                organised=organised,
+                object=objects[row].astype(np.float32),
+                label=int(batch["label"][row]),
+            )
+            done += 1
+        progress.update(done * jax.process_count())
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("evaluated")
+
+
+def _regions(mask: np.ndarray, xyz: np.ndarray, organised: bool) -> np.ndarray:
+    if not organised:
+        return metrics.regions_points(xyz, mask)
+    side = round(len(mask) ** 0.5)
+    return metrics.regions_grid(mask.reshape(side, side)).reshape(-1)
+
+
+def object_file(folder: str | Path, row: dict) -> Path:
+    """Where the scores of an index row lie."""
+    return Path(folder) / row["category"] / f"{row['name']}.npz"
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """The rows of this process, in order."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _write(path: Path, **arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary.replace(path)
+
+
+def tabulate(index: Sequence[dict], folder: str | Path) -> dict[str, dict]:
+    """Metrics of every category, from the files of `score_objects`; values in [0, 1], None where undefined.
+
+    P-AUROC pools the valid points of a category. `*_released` count the empty pixels of organised scans as score 0 and are
+    None on unorganised scans where the released code has no such number (P-PRO).
+    """
+    tables = {}
+    for category in dict.fromkeys(row["category"] for row in index):
+        rows = [row for row in index if row["category"] == category]
+        tables[category] = _category([_read(object_file(folder, row)) for row in rows])
+    return tables
+
+
+def _read(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _category(found: list[dict]) -> dict:
+    labels = np.array([int(f["label"]) for f in found])
+    objects = np.array([float(f["object"]) for f in found])
+    every_score = np.concatenate([np.where(f["valid"], f["points"], 0) for f in found])
+    every_region = metrics.join_regions([f["regions"] for f in found])
+    valid = np.concatenate([f["valid"] for f in found])
+    on_points = metrics.point_metrics(every_region[valid], every_score[valid])
+    values = {
+        "o_auroc": metrics.roc_auc(labels, objects),
+        "o_ap": metrics.average_precision(labels, objects),
+        "p_auroc": on_points["p_auroc"],
+        "p_auroc_released": metrics.roc_auc(every_region > 0, every_score),
+        "p_pro": on_points["p_pro"],
+        "p_pro_released": None,
+    }
+    if all(bool(f["organised"]) for f in found):
+        values["p_pro_released"] = metrics.p_pro_released(every_region, every_score)
+    clean = {name: None if value is None or np.isnan(value) else round(float(value), 6) for name, value in values.items()}
+    return {**clean, "n_good": int((labels == 0).sum()), "n_defective": int((labels == 1).sum())}
+
+
+def mean(tables: dict[str, dict]) -> dict[str, float | None]:
+    """Mean over categories of every metric; a metric undefined in a category is left out there, None if it is nowhere defined."""
+    out = {}
+    for name in METRICS:
+        values = [table[name] for table in tables.values() if table[name] is not None]
+        out[name] = round(float(np.mean(values)), 6) if values else None
+    return out
+
+
+def write_scores(index: Sequence[dict], folder: str | Path, path: str | Path) -> None:
+    """scores.csv: one row an object, with its score and the largest point score."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["category", "name", "defect", "label", "score", "max_point_score"])
+        for row in index:
+            found = _read(object_file(folder, row))
+            most = found["points"][found["valid"]].max()
+            writer.writerow([row["category"], row["name"], row["defect"], int(found["label"]),
+                             f"{float(found['object']):.6f}", f"{float(most):.6f}"])  # fmt: skip
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    """Atomically."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,311 @@
+"""GS-CLIP put together: from a batch to losses and scores. The two stages share everything but their visual tokens.
+
+    views  --encode_image-->  render tokens (V-V), depth tokens (LoRA)  --srm-->  G_i, L_i     (stage 1: render tokens alone)
+    cloud  --pointnet2-->  shape vector, point features  --prompts, gddm-->  prompts  --encode_text-->  T_N, T_A
+    G_i, L_i against T_N, T_A  -->  view probabilities and maps  --lift-->  points
+
+Axes: B objects, V views, P patches, E embedding, M points, H W pixels, g side of the patch grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gsclip_jax import losses
+from gsclip_jax.clip import ClipConfig, clip_module, encode_image, encode_text, preprocess_rgb, preprocess_views
+from gsclip_jax.gddm import GddmConfig, gddm, init_gddm
+from gsclip_jax.lift import lift, smooth_grid, smooth_neighbours, upsample
+from gsclip_jax.lora import init_lora
+from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
+from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
+from gsclip_jax.prompts import PromptConfig, init_prompts, prompts, shape_prompt, special_embeddings
+from gsclip_jax.srm import SrmConfig, init_srm, srm, unit
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Where paper and released code part (the table in docs/fidelity.md). The defaults are the paper's."""
+
+    own_depth_tower: bool = False  # released: the depth encoder has weights of its own (random ones, as it is copied too early)
+    lora_trains: bool = True  # released: its forward pass runs without gradients
+    srm_tokens: str = "all"  # released: "cls", the render stream's patch tokens stay the local features
+    stage2_losses: str = "all"  # released: "point_view", point Dice + per-view cross-entropy + consistency
+    weight_by_score: bool = True  # released: scores only choose, the prototypes get no gradient
+    mixed_views: bool = False  # released: views are regrouped across objects
+    consistency_axis: int = -1  # released: 1, the views
+    stage2_prompts_train: bool = False  # released: batch statistics in stage 2's frozen prompt learner
+    test_in_train_mode: bool = False  # released: batch statistics and dropout at test time
+    depth_through_render: bool = False  # released, Real3D-AD and Anomaly-ShapeNet: depth views pass the render encoder at test
+    round_deep_prompts: bool = False  # released: to float16
+    dice_per_row: bool = False  # released, one object a batch
+    normalise_fused: bool = True  # released: the fused features meet the text as they are
+    smooth_storage: bool = False  # released: Gaussian over the storage order also of unorganised scans
+
+
+RELEASED = Switches(
+    own_depth_tower=True, lora_trains=False, srm_tokens="cls", stage2_losses="point_view", weight_by_score=False,
+    mixed_views=True, consistency_axis=1, stage2_prompts_train=True, test_in_train_mode=True, round_deep_prompts=True,
+    dice_per_row=True, normalise_fused=False, smooth_storage=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GsClipConfig:
+    """Everything that shapes the model. Sizes that follow from the CLIP (text width, embedding) are filled in by `build`."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    pointnet2: PointNet2Config = field(default_factory=PointNet2Config)
+    gddm: GddmConfig = field(default_factory=GddmConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.1
+    tau: float = 0.07
+    consistency: float = 0.3  # alpha, weight of L_con
+    smooth_sigma: float = 4.0  # organised scans, in grid cells
+    smooth_width: float = 0.5  # unorganised scans, in mean distances to the K-th neighbour
+    smooth_rounds: int = 1
+    streams: str = "both"  # "render" or "depth": ablations without SRM
+    use_shape_prompt: bool = True
+    use_defect_prompt: bool = True
+    srm_residual: bool = False  # ours: stage 2 starts from the mean of the streams instead of from nothing
+    switches: Switches = Switches()
+
+    def build(self) -> GsClipConfig:
+        """The same with GDDM's widths taken from the CLIP and PointNet++, and its switch from `switches`."""
+        return replace(
+            self,
+            gddm=replace(
+                self.gddm,
+                text_dim=self.clip.text_width,
+                point_dim=self.pointnet2.point_dim,
+                weight_by_score=self.switches.weight_by_score,
+            ),
+        )
+
+
+class Predictions(NamedTuple):
+    """Class evidence of a batch before losses or scores, float32; class 0 = normal, 1 = anomalous."""
+
+    view_logits: jax.Array  # [B,V,2], cosines / tau
+    cells: jax.Array  # [B,V,g,g,2] probabilities on the patch grid
+    view_global: jax.Array  # [B,V,E] G_i, as L_con takes it
+
+
+class GsClip:
+    """The Method: two stages, one prediction."""
+
+    def __init__(self, cfg: GsClipConfig, stages: tuple[Stage, ...] = (), name: str = "gsclip"):
+        self.cfg, self.stages, self.name = cfg.build(), stages, name
+
+    # ---- parameters
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        """Everything but the CLIP (and PointNet++'s start), which are loaded: see `experiments.build`."""
+        cfg = self.cfg
+        keys = jax.random.split(key, 5)
+        net, stats = init_pointnet2(keys[0], cfg.pointnet2)
+        params = {
+            "pointnet2": net,
+            "prompts": init_prompts(keys[1], cfg.prompts, cfg.clip),
+            "gddm": init_gddm(keys[2], cfg.gddm),
+            "lora": init_lora(keys[3], cfg.clip, cfg.lora_rank),
+            "srm": init_srm(keys[4], SrmConfig(cfg.clip.embed_dim)),
+        }
+        if cfg.srm_residual:  # start close to the mean of the streams, but not at a point where the keys get no gradient
+            params["srm"]["out"] = jax.tree.map(lambda x: 0.1 * x, params["srm"]["out"])
+        return params, {"pointnet2": stats}
+
+    # ---- text side
+
+    def text(
+        self, params: Params, stats: Stats, cloud: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, Stats, dict[str, jax.Array]]:
+        """(T_N, T_A) of every object, normalised: cloud [B,N,3] -> [B,2,E]; also new statistics and GDDM's point scores."""
+        cfg = self.cfg
+        (points, shape), net_stats = pointnet2(params["pointnet2"], stats["pointnet2"], cloud, train=train, cfg=cfg.pointnet2)
+        tokens, scores, topk = gddm(params["gddm"], points, cfg=cfg.gddm)
+        clip = clip_module(cfg.clip, {k: v for k, v in params["clip"].items() if k != "visual"})
+        embeds, eot = prompts(
+            params["prompts"],
+            shape_prompt(params["prompts"], shape) if cfg.use_shape_prompt else None,
+            tokens if cfg.use_defect_prompt else None,
+            special_embeddings(clip),
+            batch=cloud.shape[0],
+        )
+        deep = params["prompts"]["deep"]
+        if cfg.switches.round_deep_prompts:
+            deep = deep.astype(jnp.float16).astype(jnp.float32)
+        text = unit(encode_text(clip, embeds, eot, deep).astype(jnp.float32))
+        return text, {**stats, "pointnet2": net_stats}, {"scores": scores, "topk": topk}
+
+    # ---- visual side
+
+    def render_tokens(self, params: Params, batch: Arrays) -> jax.Array:
+        """Render stream, normalised: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
+        if "render_tokens" in batch:
+            return batch["render_tokens"]
+        return self._render_stream(params, preprocess_views(self.cfg.clip, batch["render"]))
+
+    def _render_stream(self, params: Params, images: jax.Array) -> jax.Array:
+        clip = clip_module(self.cfg.clip, {"visual": params["clip"]["visual"]})
+        encoded = encode_image(clip, images, vv=True)
+        tokens = jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
+        return unit(tokens.astype(jnp.float32))
+
+    def depth_tokens(self, params: Params, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E]."""
+        cfg = self.cfg
+        tower = params.get("clip_depth", params["clip"])
+        clip = clip_module(cfg.clip, {"visual": tower["visual"]})
+        encoded = encode_image(
+            clip, images, lora=params["lora"], dropout_key=dropout_key,
+            lora_scale=cfg.lora_alpha / cfg.lora_rank, lora_dropout=cfg.lora_dropout,
+        )  # fmt: skip
+        return unit(encoded.tokens[-1].astype(jnp.float32))
+
+    def fused_tokens(self, params: Params, render: jax.Array, depth: jax.Array) -> jax.Array:
+        """Tokens [B,V,1+P,E] that meet the text in stage 2: G_i first, then L_i."""
+        cfg = self.cfg
+        if cfg.streams == "render":
+            return render
+        if cfg.streams == "depth":
+            return depth
+        if cfg.switches.srm_tokens == "cls":
+            fused = srm(params["srm"], render[..., :1, :], depth[..., :1, :], normalise=False)
+            return jnp.concatenate([self._normalised(fused), render[..., 1:, :]], axis=-2)
+        fused = srm(params["srm"], render, depth, normalise=False)
+        if cfg.srm_residual:
+            fused = fused + (render + depth) / 2
+        return self._normalised(fused)
+
+    def _normalised(self, fused: jax.Array) -> jax.Array:
+        return unit(fused) if self.cfg.switches.normalise_fused else fused
+
+    # ---- both together
+
+    def compare(self, tokens: jax.Array, text: jax.Array) -> Predictions:
+        """Cosines with the prompts: tokens [B,V,1+P,E], text [B,2,E]."""
+        logits = jnp.einsum("bvte,bke->bvtk", tokens, text) / self.cfg.tau
+        side = round((tokens.shape[2] - 1) ** 0.5)
+        cells = jax.nn.softmax(logits[:, :, 1:], axis=-1).reshape(*tokens.shape[:2], side, side, 2)
+        return Predictions(logits[:, :, 0], cells, tokens[:, :, 0])
+
+    def tokens_of_stage(
+        self, stage: str, params: Params, batch: Arrays, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Visual tokens of a stage; `key` turns LoRA's dropout on."""
+        render = self.render_tokens(params, batch)
+        if stage == "stage1":
+            return render
+        images = preprocess_views(self.cfg.clip, batch["depth"])
+        if self.cfg.switches.depth_through_render and key is None:
+            return self.fused_tokens(params, render, self._render_stream(params, images))
+        return self.fused_tokens(params, render, self.depth_tokens(params, images, key))
+
+    def features(self, stage: str, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
+        """Frozen parts: the render stream in both stages; in stage 2 also the text, as its prompts are in inference mode."""
+        found = {}
+        if self.cfg.streams != "depth" or stage == "stage1":
+            found["render_tokens"] = self.render_tokens(params, batch).astype(self.cfg.clip.dtype)
+        if stage == "stage2" and not self.cfg.switches.stage2_prompts_train:
+            found["text"] = self.text(params, stats, batch["cloud"], train=False)[0]
+        return found
+
+    def loss(self, stage: str, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array):
+        """Stage 1: L_cla + L_seg. Stage 2: L_cla + L_seg + consistency * L_con. Differentiated in `trainable` (method.Method)."""
+        cfg, switches = self.cfg, self.cfg.switches
+        params = {**frozen, **trainable}
+        if stage == "stage2" and not switches.lora_trains:
+            params = {**params, "lora": jax.lax.stop_gradient(params["lora"])}
+        if "text" in batch:
+            text, new_stats = batch["text"], stats
+        else:
+            train = stage == "stage1" or switches.stage2_prompts_train
+            text, new_stats, _ = self.text(params, stats, batch["cloud"], train=train)
+        tokens = self.tokens_of_stage(stage, params, batch, key)
+        terms = self.loss_terms(stage, self.compare(tokens, text), batch)
+        # Statistics of groups that do not train stay as they are.
+        return sum(terms.values()), (new_stats if stage == "stage1" else stats, terms)
+
+    def loss_terms(self, stage: str, found: Predictions, batch: Arrays) -> dict[str, jax.Array]:
+        """The terms of method.md, weighted; their sum is the loss."""
+        cfg, switches = self.cfg, self.cfg.switches
+        image_size = batch["view_mask"].shape[-1]
+        rows = round(batch["valid"].shape[1] ** 0.5) if switches.dice_per_row and batch["valid"].shape[0] == 1 else None
+        everything = stage == "stage1" or switches.stage2_losses == "all"
+        view_maps = upsample(found.cells, image_size)
+        point_maps = lift(found.cells, batch["pix"], batch["seen"], batch["valid"], image_size)
+        cla = losses.classification(
+            found.view_logits, batch["view_label"], batch["label"], mixed=switches.mixed_views, per_object=everything
+        )
+        seg = losses.segmentation(
+            view_maps, batch["view_mask"], point_maps, batch["point_mask"],
+            None if switches.dice_per_row else batch["valid"], rows=rows, per_view=everything,
+        )  # fmt: skip
+        terms = {**cla, **seg}
+        if stage == "stage2" and cfg.consistency:
+            terms["consistency"] = cfg.consistency * losses.consistency(found.view_global, axis=switches.consistency_axis)
+        return terms
+
+    def predict(self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage2") -> Scores:
+        """Scores of method.md for a batch; `stage` "stage1" scores the render stream alone."""
+        switches = self.cfg.switches
+        key = jax.random.key(0) if switches.test_in_train_mode else None
+        text, _, _ = self.text(params, stats, batch["cloud"], train=switches.test_in_train_mode)
+        found = self.compare(self.tokens_of_stage(stage, params, batch, key), text)
+        return self.score(found, batch)
+
+    def score(self, found: Predictions, batch: Arrays) -> Scores:
+        """Object score = 0.5 max over points + 0.5 mean over views; points smoothed."""
+        image_size = batch["render"].shape[-1]
+        cells = found.cells[..., 1]
+        points = self.smooth(lift(cells, batch["pix"], batch["seen"], batch["valid"], image_size), batch)
+        view_probability = jax.nn.softmax(found.view_logits, axis=-1)[..., 1]
+        score = 0.5 * points.max(-1) + 0.5 * view_probability.mean(-1)
+        return Scores(score, points, upsample(cells[..., None], image_size)[..., 0])
+
+    def smooth(self, points: jax.Array, batch: Arrays) -> jax.Array:
+        """Organised scans: Gaussian over the grid; others: over 3D neighbours. [B,M], 0 where not valid."""
+        cfg = self.cfg
+        side = round(points.shape[1] ** 0.5)
+        near = smooth_neighbours(
+            points, batch["xyz"], batch["neighbours"], batch["valid"], width=cfg.smooth_width, rounds=cfg.smooth_rounds
+        )
+        if side * side != points.shape[1]:
+            return near * batch["valid"]
+        grid = smooth_grid(points, sigma=cfg.smooth_sigma)
+        on_grid = jnp.ones_like(batch["organised"]) if cfg.switches.smooth_storage else batch["organised"]
+        return jnp.where(on_grid[:, None], grid, near) * batch["valid"]
+
+    def predict_rgb(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, Any]:
+        """The colour plug-in: batch["rgb"] [B,H,W,3] is one more view for both streams (method.md, Scores).
+
+        Returns: colour_map, joint_map [B,H,W], colour, joint [B] and the scores without colour, "geometry".
+        """
+        text, _, _ = self.text(params, stats, batch["cloud"], train=False)
+        geometry = self.score(self.compare(self.tokens_of_stage("stage2", params, batch), text), batch)
+        images = preprocess_rgb(self.cfg.clip, batch["rgb"])[:, None]
+        tokens = self.fused_tokens(params, self._render_stream(params, images), self.depth_tokens(params, images))
+        found = self.compare(tokens, text)
+        return {"geometry": geometry, **self.join_rgb(found, geometry, batch)}
+
+    def join_rgb(self, found: Predictions, geometry: Scores, batch: Arrays) -> dict[str, jax.Array]:
+        """Colour and joint maps and scores from the colour view's predictions and the geometry's scores."""
+        size = batch["rgb"].shape[1]
+        sigma = self.cfg.smooth_sigma
+        colour_map = smooth_grid(upsample(found.cells[..., 1:], size)[:, 0, ..., 0], sigma=sigma)
+        colour_probability = jax.nn.softmax(found.view_logits, axis=-1)[:, 0, 1]
+        side = round(geometry.points.shape[1] ** 0.5)
+        joint_map = smooth_grid((colour_map + geometry.points.reshape(-1, side, side)) / 2, sigma=sigma)
+        view_part = (geometry.object - 0.5 * geometry.points.max(-1)) * 2
+        return {
+            "colour_map": colour_map,
+            "colour": colour_map.max((1, 2)) + colour_probability,
+            "joint_map": joint_map,
+            "joint": joint_map.max((1, 2)) + (view_part + colour_probability) / 2,
+        }
