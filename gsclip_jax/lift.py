@@ -91,7 +91,26 @@ def _gaussian_matrix(size: int, sigma: float, truncate: float) -> np.ndarray:
     source = np.where(folded < size, folded, 2 * size - 1 - folded)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.repeat(np.arange(size), offsets.size), source.ravel()), np.tile(weights, size))
-    return matrix.astype(np.float32)
+    return matrix
+
+
+def _smooth_rows(grid: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """matrix [S,S] (float64, rows summing to one) @ grid [n,S,S], right to the last float32 digit.
+
+    Rankings of pooled points feel the round-off of a plain float32 sum. So both factors are split into a coarse
+    fixed-point part, whose products and sums fit float32 without rounding, and a small rest.
+    """
+    coarse_matrix = np.round(matrix * 2.0**12) / 2.0**12
+    rest_matrix = (matrix - coarse_matrix).astype(np.float32)
+    exponent = jnp.frexp(jnp.abs(grid).max((1, 2), keepdims=True))[1]  # per map: no dependence on the batch
+    step = jnp.ldexp(jnp.float32(1), exponent - 11)
+    coarse = lax.stop_gradient(jnp.round(grid / step) * step)
+
+    def times(rows: np.ndarray, values: jax.Array) -> jax.Array:
+        return jnp.einsum("yh,nhw->nyw", rows, values, precision=EXACT)
+
+    coarse_matrix = coarse_matrix.astype(np.float32)
+    return times(coarse_matrix, coarse) + (times(coarse_matrix, grid - coarse) + times(rest_matrix, grid))
 
 
 def smooth_grid(points: jax.Array, *, sigma: float = 4.0, truncate: float = 4.0) -> jax.Array:
@@ -113,7 +132,9 @@ def smooth_grid(points: jax.Array, *, sigma: float = 4.0, truncate: float = 4.0)
         side = shape[-1]
     matrix = _gaussian_matrix(side, float(sigma), float(truncate))
     grid = points.astype(jnp.float32).reshape(-1, side, side)
-    return jnp.einsum("yh,nhw,xw->nyx", matrix, grid, matrix, precision=EXACT).reshape(shape)
+    for _ in range(2):  # one axis, then the other
+        grid = jnp.swapaxes(_smooth_rows(grid, matrix), 1, 2)
+    return grid.reshape(shape)
 
 
 def smooth_neighbours(points: jax.Array, xyz: jax.Array, neighbours: jax.Array, valid: jax.Array, *,
