@@ -1,7 +1,7 @@
 """CLIP's two towers as Flax NNX modules over a plain dict of arrays, and the pure functions that encode with them.
 
-One set of weights serves both image streams of GS-CLIP: the render stream takes the tokens of the V-V attention path (`vv=True`),
-the depth stream adds LoRA as an argument (`lora=...`). The text tower takes embedded prompts and learned deep prompts.
+One set of weights serves both image streams of GS-CLIP: the render stream takes the tokens of the V-V attention path
+(`vv=True`), the depth stream adds LoRA (`lora=...`). The text tower takes embedded prompts and learned deep prompts.
 
 Axes: ... any leading axes (B objects, V views), H W pixels, P patches, T tokens, W width, E joint embedding, L layers.
 """
@@ -28,9 +28,9 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipConfig:
     """Sizes, special token ids and image normalisation of a CLIP; defaults are OpenAI's ViT-L/14@336.
 
-    `vv_blocks` counts the last vision blocks that have the V-V path (19 of 24: the authors' DPAM_layer = k means k - 1).
-    `dtype` is what the towers compute in ('float32' or 'bfloat16'; parameters, softmax and LayerNorm statistics are float32),
-    `remat` recomputes each block in the backward pass.
+    `vv_blocks` counts the last vision blocks that have the V-V path (the authors' DPAM_layer = k means k - 1 of them).
+    `dtype` is what the towers compute in: 'float32' or 'bfloat16' (parameters, softmax and LayerNorm statistics stay
+    float32). `remat` recomputes each block in the backward pass.
     """
 
     image_size: int = 336
@@ -195,10 +195,10 @@ class Clip(nnx.Module):
 def init_clip(key: jax.Array, cfg: ClipConfig) -> dict[str, Any]:
     """Random parameters, float32, with OpenAI CLIP's initial scales.
 
-    Tree: visual {patch_embed [p,p,3,W], class_embedding [W], pos_embedding [1+G*G,W], ln_pre, blocks, ln_post, proj [W,E]};
+    visual {patch_embed [p,p,3,W], class_embedding [W], pos_embedding [1+G*G,W], ln_pre, blocks, ln_post, proj [W,E]};
     text {token_embedding [vocab,W], pos_embedding [context,W], blocks, ln_final, proj [W,E]}; logit_scale [].
-    A LayerNorm is {scale, bias}; blocks are {ln_1, attn {qkv_kernel [L,W,3,H,D], qkv_bias [L,3,H,D], out_kernel [L,H,D,W],
-    out_bias [L,W]}, ln_2, mlp {fc_kernel [L,W,4W], fc_bias, proj_kernel [L,4W,W], proj_bias}}.
+    A LayerNorm is {scale, bias}. blocks are {ln_1, attn {qkv_kernel [L,W,3,H,D], qkv_bias [L,3,H,D],
+    out_kernel [L,H,D,W], out_bias [L,W]}, ln_2, mlp {fc_kernel [L,W,4W], fc_bias, proj_kernel [L,4W,W], proj_bias}}.
     """
 
     counter = Draw()
@@ -223,15 +223,15 @@ def clip_shapes(cfg: ClipConfig) -> dict[str, Any]:
 
 
 def clip_module(cfg: ClipConfig, params: Mapping[str, Any]) -> Clip:
-    """The module of `cfg` holding `params` (whole, or {'visual': ...} for a vision tower alone). Costs nothing under jit.
+    """The module of `cfg` holding `params` (or {'visual': ...}, a vision tower alone). Costs nothing under jit.
 
     Raises:
       ValueError: naming the missing, unexpected and misshapen parameters.
     """
     graph, state = _skeleton(cfg, frozenset(params.keys() & {"visual", "text", "logit_scale"}))
     wanted, given = _named(nnx.to_pure_dict(state)), _named(params)
-    check_keys({name: jnp.shape(leaf) for name, leaf in given.items()},
-               {name: leaf.shape for name, leaf in wanted.items()}, "CLIP parameters of this configuration")  # fmt: skip
+    shapes = {name: jnp.shape(leaf) for name, leaf in given.items()}
+    check_keys(shapes, {name: leaf.shape for name, leaf in wanted.items()}, "CLIP parameters")
     state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(given[name]) for name in wanted])
     return nnx.merge(graph, state)
 
@@ -317,7 +317,7 @@ def encode_text(clip: Clip, embeds: jax.Array, eot: jax.Array, deep: jax.Array |
     if length > cfg.context:
         raise ValueError(f"prompts of {length} tokens; the text tower holds {cfg.context}")
     if deep is not None and deep.shape[0] > cfg.text_layers - 1:
-        raise ValueError(f"deep prompts for {deep.shape[0]} blocks; the text tower has {cfg.text_layers - 1} after its first")
+        raise ValueError(f"deep prompts for {deep.shape[0]} blocks; the text tower takes {cfg.text_layers - 1}")
     x = (embeds + clip.text.pos_embedding[:length]).astype(cfg.dtype).reshape(-1, length, width)
     causal = jnp.tril(jnp.ones((length, length), bool))
     features = run_blocks(clip.text.blocks, x, remat=cfg.remat, layers=(cfg.text_layers,), mask=causal, deep=deep)

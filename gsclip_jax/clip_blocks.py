@@ -1,4 +1,4 @@
-"""Residual attention blocks of the CLIP towers: one Flax NNX block whose parameters carry a leading layer axis, run by `lax.scan`.
+"""Residual attention blocks of the CLIP towers: one NNX block, parameters with a leading layer axis, run by `lax.scan`.
 
 Axes: B images or texts, T tokens, W width, H heads, D width of a head, F = 4W width of the MLP, L layers, R LoRA rank.
 """
@@ -24,8 +24,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Draw:
-    """Hands out the initial values: consecutive pieces of one vector of normals (one random call compiles in a second, one
-    per parameter in half a minute). Without a vector it hands out zeros and counts what would be used."""
+    """Hands out the initial values: consecutive pieces of one vector of normals (one random call compiles in a second,
+    one per parameter in half a minute). Without a vector it hands out zeros and counts what would be used."""
 
     def __init__(self, normals: jax.Array | None = None):
         self.normals, self.used = normals, 0
@@ -53,7 +53,7 @@ class LayerNorm(nnx.Module):
 
 
 def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; the softmax in float32, `mask_tt` false where attention is forbidden."""
+    """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; softmax in float32; `mask_tt` false where it is forbidden."""
     scores = jnp.einsum("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
     if mask_tt is not None:
         scores = jnp.where(mask_tt, scores, -jnp.inf)
@@ -116,7 +116,7 @@ class LoraStep(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block. A tower holds ONE, every parameter with a leading axis L; `run_blocks` calls it layer by layer."""
+    """Pre-norm residual block. A tower holds ONE, its parameters with a leading axis L for `run_blocks` to scan."""
 
     def __init__(self, width: int, heads: int, layers: int, activation: str, draw: Draw):
         self.ln_1 = LayerNorm(width, (layers,))
@@ -135,8 +135,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """x[B,T,W] -> x after the block, and the V-V path `second` after it.
 
-        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds, in the blocks where `in_second` is
-        true, value-value attention of the *original* path's normalised input; earlier it is a copy of the original path.
+        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds, where `in_second` is true,
+        value-value attention of the *original* path's normalised input; before, it is a copy of the original path.
         """
         q, k, v = self.attn.project_in(self.ln_1(x))
         y = x + self.attn.project_out(attend(q, k, v, mask))
@@ -186,8 +186,7 @@ def run_blocks(
     wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
     if deep is not None:
         n = deep.shape[0]
-        deep = jnp.concatenate([jnp.zeros_like(deep[:1]), deep, jnp.zeros((depth - 1 - n, *deep.shape[1:]), deep.dtype)])
-        deep = deep.astype(x.dtype)
+        deep = jnp.pad(deep, ((1, depth - 1 - n), (0, 0), (0, 0))).astype(x.dtype)  # a row for each block
 
     def step(carry, inputs):
         x, second, kept = carry

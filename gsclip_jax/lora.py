@@ -1,7 +1,7 @@
 """LoRA on both linears of every MLP of a vision tower: pure functions over a dict of arrays.
 
-Axes: L layers, W width, F = 4W width of the MLP, R rank. Source: GS-CLIP section on the depth stream (rank 8, alpha 16, dropout
-0.1); the factor alpha / rank = 2 is an argument of the functions that apply the factors, not stored with them.
+Axes: L layers, W width, R rank. Source: GS-CLIP, depth stream (rank 8, alpha 16, dropout 0.1). The factor
+alpha / rank = 2 is an argument of the functions that apply the factors, not stored with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def init_lora(key: jax.Array, cfg: ClipConfig, rank: int = 8) -> dict[str, dict[str, jax.Array]]:
     """Factors for the vision tower of `cfg`, float32: {fc: {a [L,W,R], b [L,R,4W]}, proj: {a [L,4W,R], b [L,R,W]}}.
 
-    `a` is uniform as a torch linear's default (bound 1/sqrt(fan in)), `b` zero, so that training starts at the plain tower.
+    `a` is uniform as a torch linear's default (bound 1/sqrt(fan in)), `b` zero: training starts at the plain tower.
 
     Raises:
       ValueError: rank below 1.
@@ -42,7 +42,7 @@ def init_lora(key: jax.Array, cfg: ClipConfig, rank: int = 8) -> dict[str, dict[
 def lora_delta(
     factors: Mapping[str, jax.Array], x: jax.Array, *, scale: float, dropout: float = 0.0, key: jax.Array | None = None
 ) -> jax.Array:
-    """scale * (dropout(x) a) b for one layer: x[...,I], a[I,R], b[R,O] -> [...,O] in x's dtype; no dropout without a key."""
+    """scale * (dropout(x) a) b for one layer: x[...,I], a[I,R], b[R,O] -> [...,O] in x's dtype. No key, no dropout."""
     if key is not None and dropout > 0:
         keep = jax.random.bernoulli(key, 1 - dropout, x.shape)
         x = jnp.where(keep, x / (1 - dropout), 0)

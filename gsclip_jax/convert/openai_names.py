@@ -1,7 +1,7 @@
 """State-dict names of OpenAI CLIP, and of GS-CLIP's released model, to our parameter tree. numpy only; reads no files.
 
 The state dicts keep PyTorch's layouts (a linear is [out,in], a convolution [out,in,h,w]); our leaves are float32.
-Sources: OpenAI CLIP's `clip/model.py` (names), GS-CLIP's released model (`visual_depth.*` with lora_A / lora_B, prompt learner).
+Sources: OpenAI CLIP's `clip/model.py`; GS-CLIP's released model (`visual_depth.*` with LoRA, the prompt learner).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert.keys import WeightsError, check_keys
 
 State = Mapping[str, np.ndarray]
-Leaf = tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]  # the array's shape in the file, and the way to our layout
+# The array's shape in the file, and the way to our layout.
+Leaf = tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]
 
 # Sizes that OpenAI's archives store beside the weights.
 STORED_SIZES = ("input_resolution", "context_length", "vocab_size")
@@ -41,7 +42,10 @@ def _block(prefix: str, width: int, heads: int, lora: bool) -> dict[str, Any]:
     return {
         "ln_1": _norm(f"{prefix}.ln_1", width),
         "attn": {
-            "qkv_kernel": (f"{attn}.in_proj_weight", ((3 * width, width), lambda x: x.T.reshape(width, 3, heads, head))),
+            "qkv_kernel": (
+                f"{attn}.in_proj_weight",
+                ((3 * width, width), lambda x: x.T.reshape(width, 3, heads, head)),
+            ),
             "qkv_bias": (f"{attn}.in_proj_bias", ((3 * width,), lambda x: x.reshape(3, heads, head))),
             "out_kernel": (f"{attn}.out_proj.weight", ((width, width), lambda x: x.T.reshape(heads, head, width))),
             "out_bias": (f"{attn}.out_proj.bias", ((width,), _same)),
@@ -132,7 +136,7 @@ def clip_from_state_dict(state: State, cfg: ClipConfig, where: str = "CLIP weigh
     """The tree of `init_clip` (numpy float32 leaves) from OpenAI CLIP's state dict.
 
     Args:
-      state: name -> array in PyTorch layout; half precision is widened. The sizes OpenAI stores beside the weights are skipped.
+      state: name -> array in PyTorch layout; half precision is widened, the sizes OpenAI stores beside are skipped.
       cfg: e.g. of `clip_config_from_state_dict(state)`.
       where: the file, for the message.
 
@@ -149,7 +153,7 @@ def vision_from_state_dict(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """One vision tower, all keys of `state` that begin with `prefix`: ({'visual': tree}, LoRA factors or None).
 
-    The released depth encoder keeps its linears as `original_layer` beside `lora_A`, `lora_B`; a tower without them gives None.
+    The released depth encoder keeps its linears as `original_layer` beside `lora_A`, `lora_B`.
 
     Raises:
       WeightsError (a ValueError): naming missing, unexpected and misshapen keys together.
@@ -165,7 +169,9 @@ def vision_from_state_dict(
 
 
 # Keys of the released prompt learner that its forward pass never reads, and those of modules converted elsewhere.
-UNUSED_PROMPT_KEYS = re.compile(r"(point_feature_to_prompt_neg|compound_prompt_projections)\.|(token_prefix|token_suffix|tokenized_)")
+UNUSED_PROMPT_KEYS = re.compile(
+    r"(point_feature_to_prompt_neg|compound_prompt_projections)\.|(token_prefix|token_suffix|tokenized_)"
+)
 OTHER_MODULES = re.compile(r"(pointnet|point_feature_to_neg_point)\.")
 
 
@@ -201,8 +207,8 @@ def prompts_from_state_dict(state: State, where: str = "prompt learner weights")
 def clip_config_from_state_dict(state: State, where: str = "CLIP weights", **changes: Any) -> ClipConfig:
     """The configuration whose shapes a CLIP state dict has.
 
-    Not in the shapes: heads (64 channels each, as in every CLIP OpenAI released), the V-V blocks (19 of 24, in proportion),
-    token ids (OpenAI's for its vocabulary of 49408; else start and end are the last two ids). `changes` overrides any field.
+    Not in the shapes: heads (64 channels each, as OpenAI's), the V-V blocks (19 of 24, in proportion), token ids
+    (OpenAI's for its vocabulary of 49408; else start and end are the last two). `changes` overrides any field.
 
     Raises:
       WeightsError (a ValueError): naming the keys it needs and does not find.
@@ -211,7 +217,7 @@ def clip_config_from_state_dict(state: State, where: str = "CLIP weights", **cha
               "positional_embedding", "text_projection")  # fmt: skip
     missing = [name for name in needed if name not in state]
     if missing:
-        raise WeightsError(f"{where}: not a CLIP with two towers, missing {', '.join(missing)}; give an OpenAI CLIP file")
+        raise WeightsError(f"{where}: no CLIP with a ViT, missing {', '.join(missing)}; give an OpenAI CLIP file")
     shape = {name: np.shape(state[name]) for name in needed}
 
     def layers(prefix: str) -> int:

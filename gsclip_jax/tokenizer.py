@@ -1,0 +1,199 @@
+"""CLIP's byte-pair tokenizer: from OpenAI's vocabulary file, or from a directory in Hugging Face's layout.
+
+Ids are those of OpenAI's `simple_tokenizer.py`; the rows are padded with 0, as OpenAI's and the released code do.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import html
+import json
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import regex
+
+from gsclip_jax.convert.keys import WeightsError
+
+SOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+OPENAI_MERGES = 49152 - 256 - 2  # the vocabulary file holds more merges than CLIP was trained with
+WORDS = regex.compile(
+    rf"{regex.escape(SOS)}|{regex.escape(EOS)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
+)
+
+Merges = Sequence[tuple[str, str]]
+
+
+class TokenizerError(WeightsError):
+    """A vocabulary that cannot be used, or a text that does not fit. The message is one line."""
+
+
+@functools.cache
+def byte_letters() -> dict[int, str]:
+    """A visible character for each byte: printable Latin-1 stands for itself, the rest for code points from 256 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {byte: chr(byte) for byte in visible}
+    hidden = (byte for byte in range(256) if byte not in letters)
+    return letters | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def vocabulary(merges: Merges) -> dict[str, int]:
+    """Token -> id in CLIP's order: bytes, bytes that end a word, merges, start, end."""
+    letters = list(byte_letters().values())
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in merges), SOS, EOS]
+    return {token: i for i, token in enumerate(tokens)}
+
+
+# What ftfy, which OpenAI's tokenizer runs first, does to single characters; its repair of wrongly decoded words is
+# left out.
+QUOTES = {ord(curled): "'" for curled in "\u02bc\u2018\u2019\u201a\u201b"} | {
+    ord(curled): '"' for curled in "\u201c\u201d\u201e\u201f"
+}
+JOINED = (0x132, 0x133, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
+LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in JOINED} | {0x149: "'n", 0xFB05: "\u017ft"}
+WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFEF))}
+CONTROL = dict.fromkeys([*range(9), 0xB, *range(0xE, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)])
+WINDOWS = {code: bytes([code]).decode("cp1252", "ignore").translate(QUOTES) or chr(code) for code in range(0x80, 0xA0)}
+PLAIN = WINDOWS | QUOTES | LIGATURES | WIDE | CONTROL
+
+
+def clean(text: str) -> str:
+    """Entities resolved (twice, as text from the web needs), quotes straight, no ligatures, one space, lower case."""
+    text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)).translate(PLAIN))
+    return " ".join(text.split()).lower()
+
+
+class Tokenizer:
+    """Callable: texts -> int32 [n,context], each `[sos] tokens [eos]` and padding.
+
+    Attributes `sos`, `eos`, `dot`, `pad`, `vocab_size`, `context` are what a `ClipConfig` needs to know.
+    """
+
+    def __init__(self, vocab: Mapping[str, int], merges: Merges, *, context: int = 77, pad: int = 0, where: str = "?"):
+        self.vocab = dict(vocab)
+        self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+        self.context, self.pad, self.vocab_size = context, pad, len(self.vocab)
+        needed = [SOS, EOS, *byte_letters().values(), *(letter + WORD_END for letter in byte_letters().values())]
+        needed += ["".join(pair) for pair in self.ranks]
+        missing = [token for token in needed if token not in self.vocab]
+        if missing:
+            raise TokenizerError(f"{where}: no CLIP vocabulary, {len(missing)} tokens missing: {missing[:4]}")
+        self.sos, self.eos, self.dot = self.vocab[SOS], self.vocab[EOS], self.vocab["." + WORD_END]
+        self._word = functools.lru_cache(maxsize=65536)(self._word_ids)
+
+    def _word_ids(self, word: str) -> tuple[int, ...]:
+        if word in (SOS, EOS):
+            return (self.vocab[word],)
+        *start, last = (byte_letters()[byte] for byte in word.encode())
+        parts = [*start, last + WORD_END]
+        while len(parts) > 1:
+            pairs = set(zip(parts, parts[1:], strict=False))
+            best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                joined = tuple(parts[i : i + 2]) == best
+                merged.append(parts[i] + parts[i + 1] if joined else parts[i])
+                i += 2 if joined else 1
+            parts = merged
+        return tuple(self.vocab[part] for part in parts)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text alone: no start, end or padding."""
+        return [token for word in WORDS.findall(clean(text)) for token in self._word(word)]
+
+    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
+        """Raises TokenizerError (a ValueError) where a text is too long for the context, unless `truncate` cuts it."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = np.full((len(texts), self.context), self.pad, np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            tokens = self.encode(text)
+            if len(tokens) > self.context - 2:
+                if not truncate:
+                    raise TokenizerError(
+                        f"text of {len(tokens)} tokens, {self.context - 2} fit: {text[:40]!r}...; shorten it"
+                    )
+                tokens = tokens[: self.context - 2]
+            row[: len(tokens) + 2] = [self.sos, *tokens, self.eos]
+        return ids
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: cannot read the tokenizer's vocabulary ({error})") from error
+
+
+def _merges(text: str, path: Path) -> list[tuple[str, str]]:
+    lines = text.splitlines()
+    lines = lines[1:] if lines and "#version" in lines[0] else lines
+    pairs = [tuple(line.split()) for line in lines if line.strip()][:OPENAI_MERGES]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise TokenizerError(f"{path}: no list of merges, two tokens a line; give CLIP's bpe_simple_vocab_16e6.txt.gz")
+    return pairs
+
+
+def _from_folder(folder: Path) -> tuple[dict[str, int], Merges]:
+    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    try:
+        if vocab.is_file() and merges.is_file():
+            return json.loads(_text(vocab)), _merges(_text(merges), merges)
+        if whole.is_file():
+            content = json.loads(_text(whole))
+            pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in content["model"]["merges"]]
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+            return content["model"]["vocab"] | added, pairs
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TokenizerError(f"{folder}: broken tokenizer files ({error!r}); save the tokenizer again") from error
+    raise TokenizerError(f"{folder}: no tokenizer there; it needs vocab.json and merges.txt, or tokenizer.json")
+
+
+def _from_hub(name: str, local: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(name, "merges.txt", local_files_only=local)
+        return Path(hf_hub_download(name, "vocab.json", local_files_only=local)).parent
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError) as error:
+        kind = type(error).__name__
+        raise TokenizerError(
+            f"no CLIP vocabulary {name!r}: no such file or directory, and the model hub gave {kind}; "
+            "give the path of bpe_simple_vocab_16e6.txt.gz or of a tokenizer directory"
+        ) from error
+
+
+def load_tokenizer(
+    source: str | os.PathLike[str] | None = None, *, context: int = 77, pad: int = 0
+) -> Tokenizer:
+    """A tokenizer (see `Tokenizer`) from where `source` points to:
+
+    a vocabulary file (OpenAI's merges, plain or gzip); a directory (vocab.json and merges.txt, or tokenizer.json);
+    a hub name 'owner/name'; None for OpenAI's, if the hub's cache on this machine has it.
+
+    Raises:
+      TokenizerError (a ValueError): nothing there, broken files, or a vocabulary that is not CLIP's kind.
+    """
+    if source is None:
+        path = _from_hub("openai/clip-vit-large-patch14-336", local=True)
+    else:
+        path = Path(source)
+        if not path.exists():
+            name = os.fspath(source)
+            if name.count("/") != 1 or name.startswith((".", "/", "~")):
+                raise TokenizerError(f"{path}: no such tokenizer file or directory")
+            path = _from_hub(name, local=False)
+    if path.is_dir():
+        vocab, merges = _from_folder(path)
+    else:
+        merges = _merges(_text(path), path)
+        vocab = vocabulary(merges)
+    return Tokenizer(vocab, merges, context=context, pad=pad, where=str(path))
