@@ -160,12 +160,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
-    # kind 'V' or 'f': ml_dtypes' bfloat16 counts as the former in some numpy versions
     return array if array.dtype.kind in "iub" else array.astype(np.float32, copy=False)
 
 
 def _tensors(content: Any, path: Path, skipped: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) of nested dicts, lists and TorchScript modules, in order. Optimiser states are passed over."""
+    """(dotted name, tensor) of nested dicts, lists and TorchScript modules. Optimiser states are passed over."""
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     seen = 0
     while waiting:
