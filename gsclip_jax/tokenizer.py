@@ -57,9 +57,9 @@ QUOTES = {ord(curled): "'" for curled in "\u02bc\u2018\u2019\u201a\u201b"} | {
 JOINED = (0x132, 0x133, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
 LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in JOINED} | {0x149: "'n", 0xFB05: "\u017ft"}
 WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFEF))}
-CONTROL = dict.fromkeys([*range(9), 0xB, *range(0xE, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)])
+REMOVED = (*range(9), 0xB, *range(0xE, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD))
 WINDOWS = {code: bytes([code]).decode("cp1252", "ignore").translate(QUOTES) or chr(code) for code in range(0x80, 0xA0)}
-PLAIN = WINDOWS | QUOTES | LIGATURES | WIDE | CONTROL
+PLAIN = WINDOWS | QUOTES | LIGATURES | WIDE | dict.fromkeys(REMOVED)
 
 
 def clean(text: str) -> str:
@@ -116,12 +116,38 @@ class Tokenizer:
             tokens = self.encode(text)
             if len(tokens) > self.context - 2:
                 if not truncate:
-                    raise TokenizerError(
-                        f"text of {len(tokens)} tokens, {self.context - 2} fit: {text[:40]!r}...; shorten it"
-                    )
+                    room = self.context - 2
+                    raise TokenizerError(f"text of {len(tokens)} tokens, {room} fit: {text[:40]!r}...; shorten it")
                 tokens = tokens[: self.context - 2]
             row[: len(tokens) + 2] = [self.sos, *tokens, self.eos]
         return ids
+
+
+class WordTokenizer(Tokenizer):
+    """The same interface over a `tokenizer.json` that is not CLIP's byte pairs: the embedded CLIP's words, for one.
+
+    Its post-processor must put a start and an end token round every text.
+    """
+
+    def __init__(self, path: Path, *, context: int = 77, pad: int = 0):
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"{path}: cannot read the tokenizer ({error}); save it again") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        ends = self._tokenizer.encode("").ids
+        dot = self._tokenizer.encode(".", add_special_tokens=False).ids
+        if len(ends) != 2 or len(dot) != 1:
+            raise TokenizerError(f"{path}: must put one token on either side of a text, and know '.'")
+        (self.sos, self.eos), (self.dot,) = ends, dot
+        self.context, self.pad, self.vocab_size = context, pad, self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text alone: no start, end or padding."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _text(path: Path) -> str:
@@ -141,19 +167,24 @@ def _merges(text: str, path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _from_folder(folder: Path) -> tuple[dict[str, int], Merges]:
-    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+def _from_pair(vocab: Path, merges: Path) -> tuple[dict[str, int], Merges]:
     try:
-        if vocab.is_file() and merges.is_file():
-            return json.loads(_text(vocab)), _merges(_text(merges), merges)
-        if whole.is_file():
-            content = json.loads(_text(whole))
-            pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in content["model"]["merges"]]
-            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-            return content["model"]["vocab"] | added, pairs
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{folder}: broken tokenizer files ({error!r}); save the tokenizer again") from error
-    raise TokenizerError(f"{folder}: no tokenizer there; it needs vocab.json and merges.txt, or tokenizer.json")
+        return json.loads(_text(vocab)), _merges(_text(merges), merges)
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{vocab}: broken ({error}); save the tokenizer again") from error
+
+
+def _from_whole(path: Path) -> tuple[dict[str, int], Merges] | None:
+    """Vocabulary and merges of a tokenizer.json, None where it is not CLIP's byte pairs."""
+    try:
+        content = json.loads(_text(path))
+        model, added = content["model"], {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        vocab = model["vocab"] | added if isinstance(model["vocab"], dict) else {}
+        if model.get("type") != "BPE" or SOS not in vocab:
+            return None
+        return vocab, [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise TokenizerError(f"{path}: broken ({error!r}); save the tokenizer again") from error
 
 
 def _from_hub(name: str, local: bool) -> Path:
@@ -176,8 +207,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """A tokenizer (see `Tokenizer`) from where `source` points to:
 
-    a vocabulary file (OpenAI's merges, plain or gzip); a directory (vocab.json and merges.txt, or tokenizer.json);
-    a hub name 'owner/name'; None for OpenAI's, if the hub's cache on this machine has it.
+    a vocabulary file (OpenAI's merges, plain or gzip); a tokenizer.json; a directory with either it or vocab.json and
+    merges.txt; a hub name 'owner/name'; None for OpenAI's, if the hub's cache on this machine has it.
 
     Raises:
       TokenizerError (a ValueError): nothing there, broken files, or a vocabulary that is not CLIP's kind.
@@ -191,9 +222,18 @@ def load_tokenizer(
             if name.count("/") != 1 or name.startswith((".", "/", "~")):
                 raise TokenizerError(f"{path}: no such tokenizer file or directory")
             path = _from_hub(name, local=False)
+    whole, pair = path, (path / "vocab.json", path / "merges.txt")
     if path.is_dir():
-        vocab, merges = _from_folder(path)
+        whole = path / "tokenizer.json"
+        if not whole.is_file() and not all(part.is_file() for part in pair):
+            raise TokenizerError(f"{path}: no tokenizer there; it needs vocab.json and merges.txt, or tokenizer.json")
+    if all(part.is_file() for part in pair):
+        found = _from_pair(*pair)
+    elif whole.suffix == ".json":
+        found = _from_whole(whole)
+        if found is None:
+            return WordTokenizer(whole, context=context, pad=pad)
     else:
         merges = _merges(_text(path), path)
-        vocab = vocabulary(merges)
-    return Tokenizer(vocab, merges, context=context, pad=pad, where=str(path))
+        found = vocabulary(merges), merges
+    return Tokenizer(*found, context=context, pad=pad, where=str(path))

@@ -1,0 +1,377 @@
+"""CLIP's towers against the authors' recorded arrays, against transformers' torch CLIP, and by their own properties."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsclip_jax.clip import (
+    ClipConfig,
+    clip_module,
+    clip_shapes,
+    embed_tokens,
+    encode_image,
+    encode_text,
+    encode_tokens,
+    init_clip,
+    preprocess_views,
+)
+from gsclip_jax.convert.openai_names import (
+    clip_config_from_state_dict,
+    clip_from_state_dict,
+    prompts_from_state_dict,
+    vision_from_state_dict,
+)
+from gsclip_jax.lora import init_lora, merge_lora
+from gsclip_jax.similarity import patch_grid, similarity_grid, text_logits, upsample, view_probability
+from tests.recorded import Recorded, nhwc
+
+TINY = ClipConfig(
+    image_size=24, patch=8, vision_width=32, vision_layers=4, vision_heads=2, embed_dim=16, text_width=24, text_layers=3,
+    text_heads=2, vocab=50, context=20, vv_blocks=2, sos=1, eos=2, dot=3, pad=0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_reference) -> Recorded:
+    return Recorded(shared_reference)
+
+
+@pytest.fixture(scope="module")
+def small(recorded):
+    cfg = clip_config_from_state_dict(recorded.clip_state, vv_blocks=recorded.manifest["configs"]["SMALL"]["DPAM_layer"] - 1)
+    return clip_module(cfg, clip_from_state_dict(recorded.clip_state, cfg))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Parameters of the tiny configuration with nothing at its initial zero or one, images, LoRA factors that matter."""
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), init_clip(next(keys), TINY))
+    lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), init_lora(next(keys), TINY, 4))
+    return params, jax.random.normal(next(keys), (2, 3, 24, 24, 3)), lora
+
+
+# ---- the authors' code
+
+
+def test_plain_tower_as_recorded(recorded, small):
+    found = encode_image(small, nhwc(recorded.input("a/image")), layers=(2, 4, 6))
+    recorded.check("a/cls", found.cls)
+    for row, layer in enumerate((2, 4, 6)):
+        recorded.check(f"a/patch_l{layer}", found.tokens[row])
+
+
+def test_positions_are_interpolated_for_another_size_as_recorded(recorded, small):
+    found = encode_image(small, nhwc(recorded.input("a/image64")))
+    recorded.check("a/cls_64", found.cls)
+    recorded.check("a/patch_l6_64", found.tokens[0])
+
+
+def test_vv_path_as_recorded(recorded, small):
+    found = encode_image(small, nhwc(recorded.input("b/image")), layers=(2, 4, 6), vv=True)
+    recorded.check("b/cls", found.cls)
+    for row, layer in enumerate((2, 4, 6)):
+        recorded.check(f"b/patch_l{layer}", found.tokens[row])
+
+
+def test_depth_tower_with_lora_as_recorded(recorded, small):
+    params, lora = vision_from_state_dict(recorded.state("visual_depth."), small.cfg)
+    found = encode_image(clip_module(small.cfg, params), nhwc(recorded.input("c/depth")), lora=lora)
+    recorded.check("c/cls", found.cls)
+    recorded.check("c/patch_l6", found.tokens[0])
+
+
+def test_plain_text_as_recorded(recorded, small):
+    recorded.check("d/text_features", encode_tokens(small, recorded.array("d/tokens")))
+
+
+def test_text_with_deep_prompts_as_recorded(recorded, small):
+    deep = prompts_from_state_dict(recorded.state("ctx_", "compound_", "pointnet.", "point_feature"))["deep"]
+    eot = (recorded.array("e/tokenized") == small.cfg.eos).argmax(-1)
+    recorded.check("e/text_features", encode_text(small, recorded.array("e/prompts"), eot, deep))
+    rounded = deep.astype(np.float16).astype(np.float32)
+    recorded.check("e/text_features_fp16_deep", encode_text(small, recorded.array("e/prompts"), eot, rounded))
+
+
+def test_similarity_maps_as_recorded(recorded):
+    tokens, text = recorded.input("i/tokens"), recorded.input("i/text")
+    recorded.check("i/similarity", jax.nn.softmax(text_logits(tokens, text), axis=-1))
+    recorded.check("i/map", upsample(similarity_grid(tokens[:, 1:], text), 48))
+    views = view_probability(tokens, text)
+    np.testing.assert_allclose(views, recorded.array("i/similarity")[..., 1], atol=2e-6)
+
+
+# ---- names
+
+
+def test_wrong_state_dicts_are_told_with_every_key(recorded):
+    state = dict(recorded.clip_state)
+    cfg = clip_config_from_state_dict(state)
+    state["visual.proj"] = state["visual.proj"][:, :5]
+    state["surplus"] = state.pop("ln_final.bias")
+    with pytest.raises(ValueError) as caught:
+        clip_from_state_dict(state, cfg, "some.pt")
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in ("some.pt", "ln_final.bias", "surplus", "visual.proj"))
+    with pytest.raises(ValueError, match=r"visual_depth\.ln_post\.bias"):
+        vision_from_state_dict(recorded.state("visual_depth.", without=("visual_depth.ln_post.bias",)), cfg)
+    with pytest.raises(ValueError, match="ctx_neg"):
+        prompts_from_state_dict(recorded.state("ctx_pos", "compound_prompts", "point_feature_to_prompt_pos"))
+    with pytest.raises(ValueError, match=r"missing visual\.conv1\.weight"):
+        clip_config_from_state_dict(recorded.state("transformer."))
+
+
+def test_sizes_beside_the_weights_and_half_precision_are_accepted(recorded):
+    cfg = clip_config_from_state_dict(recorded.clip_state)
+    state = {name: value.astype(np.float16) for name, value in recorded.clip_state.items()}
+    state |= {"input_resolution": np.array(48), "context_length": np.array(77), "vocab_size": np.array(49408)}
+    params = clip_from_state_dict(state, cfg)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), clip_shapes(cfg))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == shapes
+    assert (cfg.sos, cfg.eos, cfg.dot) == (49406, 49407, 269)
+
+
+# ---- transformers' CLIP
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    torch = pytest.importorskip("torch", reason="torch is not installed: transformers' CLIP is a test oracle only")
+    import transformers
+
+    torch.manual_seed(0)
+    shared = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_attention_heads=2)
+    model = transformers.CLIPModel(transformers.CLIPConfig(
+        projection_dim=16,
+        vision_config=dict(shared, hidden_size=32, intermediate_size=128, num_hidden_layers=4, image_size=24, patch_size=8),
+        text_config=dict(shared, hidden_size=24, intermediate_size=96, num_hidden_layers=3, vocab_size=50,
+                         max_position_embeddings=20, bos_token_id=1, eos_token_id=49),
+    )).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from zero biases and unit scales
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return torch, model
+
+
+def _openai_names(model) -> dict[str, np.ndarray]:
+    """A transformers CLIP under OpenAI's names, written down here by itself so that it checks the converter's layouts."""
+    theirs = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    state = {"logit_scale": theirs["logit_scale"], "visual.proj": theirs["visual_projection.weight"].T,
+             "text_projection": theirs["text_projection.weight"].T}  # fmt: skip
+    towers = (("visual.", "vision_model.", "ln_pre:pre_layrnorm ln_post:post_layernorm", 4),
+              ("", "text_model.", "ln_final:final_layer_norm", 3))  # fmt: skip
+    for ours, prefix, norms, layers in towers:
+        for pair in norms.split():
+            name, other = pair.split(":")
+            for part in ("weight", "bias"):
+                state[f"{ours}{name}.{part}"] = theirs[f"{prefix}{other}.{part}"]
+        for i in range(layers):
+            to, layer = f"{ours}transformer.resblocks.{i}.", f"{prefix}encoder.layers.{i}."
+            for part in ("weight", "bias"):
+                qkv = [theirs[f"{layer}self_attn.{x}_proj.{part}"] for x in "qkv"]
+                state[f"{to}attn.in_proj_{part}"] = np.concatenate(qkv)
+                for name, other in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
+                                    ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):  # fmt: skip
+                    state[f"{to}{name}.{part}"] = theirs[f"{layer}{other}.{part}"]
+    embeddings = "vision_model.embeddings."
+    state["visual.class_embedding"] = theirs[f"{embeddings}class_embedding"]
+    state["visual.conv1.weight"] = theirs[f"{embeddings}patch_embedding.weight"]
+    state["visual.positional_embedding"] = theirs[f"{embeddings}position_embedding.weight"]
+    state["token_embedding.weight"] = theirs["text_model.embeddings.token_embedding.weight"]
+    state["positional_embedding"] = theirs["text_model.embeddings.position_embedding.weight"]
+    return state
+
+
+def test_both_towers_equal_transformers(hugging_face):
+    torch, model = hugging_face
+    state = _openai_names(model)
+    cfg = clip_config_from_state_dict(state, vision_heads=2, text_heads=2)
+    assert (cfg.vision_layers, cfg.text_layers, cfg.image_size, cfg.eos) == (4, 3, 24, 49)
+    clip = clip_module(cfg, clip_from_state_dict(state, cfg))
+
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((5, 3, 24, 24)).astype(np.float32)
+    ids = rng.integers(3, 49, (4, 20))
+    ids[np.arange(4), [4, 9, 13, 19]] = 49
+    with torch.no_grad():
+        pooled = model.get_image_features(torch.from_numpy(images), return_dict=True)
+        hidden = model.vision_model(torch.from_numpy(images)).last_hidden_state
+        tokens = model.visual_projection(model.vision_model.post_layernorm(hidden))
+        text = model.get_text_features(torch.from_numpy(ids))
+    pooled, text = (x if torch.is_tensor(x) else x.pooler_output for x in (pooled, text))
+    found = encode_image(clip, nhwc(images))
+    np.testing.assert_allclose(found.cls, pooled, atol=2e-5)
+    np.testing.assert_allclose(found.tokens[0], tokens, atol=2e-5)
+    np.testing.assert_allclose(encode_tokens(clip, ids), text, atol=2e-5)
+
+
+# ---- properties
+
+
+def test_leading_axes_do_not_matter(tiny):
+    params, images, lora = tiny
+    clip = clip_module(TINY, params)
+    whole = encode_image(clip, images, vv=True, lora=lora, layers=(3, 4))
+    assert whole.cls.shape == (2, 3, 16) and whole.tokens.shape == (2, 2, 3, 10, 16)
+    one = encode_image(clip, images[1, 2], vv=True, lora=lora, layers=(3, 4))
+    np.testing.assert_allclose(one.cls, whole.cls[1, 2], atol=1e-5)
+    np.testing.assert_allclose(one.tokens, whole.tokens[:, 1, 2], atol=1e-5)
+
+    embeds = jax.random.normal(jax.random.key(1), (2, 2, 12, 24))
+    text = encode_text(clip, embeds, jnp.array([5, 8]))
+    np.testing.assert_allclose(encode_text(clip, embeds[1, 1], jnp.array(8)), text[1, 1], atol=1e-5)
+
+
+def test_what_follows_the_end_of_text_does_not_matter(tiny):
+    clip = clip_module(TINY, tiny[0])
+    ids = jnp.array([[1, 7, 9, 3, 2, 0, 0, 0], [1, 7, 9, 3, 2, 8, 8, 2]])
+    text = encode_tokens(clip, ids)
+    np.testing.assert_allclose(text[0], text[1], atol=1e-6)
+    np.testing.assert_allclose(encode_tokens(clip, ids[0, :5]), text[0], atol=1e-6)
+    assert np.abs(encode_tokens(clip, ids[0].at[2].set(10)) - text[0]).max() > 1e-2
+    np.testing.assert_allclose(encode_text(clip, embed_tokens(clip, ids), jnp.array([4, 4])), text, atol=1e-6)
+
+
+def test_deep_prompts_replace_the_context_in_every_block_but_the_first(tiny):
+    clip = clip_module(TINY, tiny[0])
+    embeds = jax.random.normal(jax.random.key(1), (10, 24))
+    deep = jax.random.normal(jax.random.key(2), (2, 4, 24))
+    eot = jnp.array(8)
+    text = encode_text(clip, embeds, eot, deep)
+    changes = jax.jacobian(lambda d: encode_text(clip, embeds, eot, d))(deep)
+    assert np.all(np.abs(changes).max((0, 3)) > 1e-4), "every deep token of every block takes part"
+    only_first = encode_text(clip, embeds, eot, deep[:1])
+    assert np.abs(only_first - text).max() > 1e-3
+    with pytest.raises(ValueError, match="deep prompts for 3 blocks"):
+        encode_text(clip, embeds, eot, jnp.zeros((3, 4, 24)))
+
+
+def test_lora_starts_at_the_plain_tower_and_merges(tiny):
+    params, images, lora = tiny
+    clip = clip_module(TINY, params)
+    plain = encode_image(clip, images)
+    fresh = encode_image(clip, images, lora=init_lora(jax.random.key(3), TINY, 8))
+    np.testing.assert_array_equal(fresh.tokens, plain.tokens)
+
+    with_lora = encode_image(clip, images, lora=lora, lora_scale=1.5)
+    visual = {**params["visual"], "blocks": merge_lora(params["visual"]["blocks"], lora, 1.5)}
+    merged = encode_image(clip_module(TINY, {"visual": visual}), images)
+    assert np.abs(with_lora.cls - plain.cls).max() > 1e-2
+    np.testing.assert_allclose(merged.cls, with_lora.cls, atol=2e-5)
+    np.testing.assert_allclose(merged.tokens, with_lora.tokens, atol=2e-5)
+
+
+def test_lora_dropout_is_drawn_by_key_and_right_on_average(tiny):
+    params, images, lora = tiny
+    clip = clip_module(TINY, params)
+    draw = jax.jit(lambda key, rate: encode_image(clip, images[0], lora=lora, dropout_key=key, lora_dropout=rate).cls,
+                   static_argnums=1)  # fmt: skip
+    dropped = draw(jax.random.key(0), 0.5)
+    np.testing.assert_array_equal(dropped, draw(jax.random.key(0), 0.5))
+    assert np.abs(dropped - draw(jax.random.key(1), 0.5)).max() > 1e-3
+    none = encode_image(clip, images[0], lora=lora).cls
+    np.testing.assert_allclose(draw(jax.random.key(0), 0.0), none, atol=1e-5)
+    factors = jax.tree.map(lambda x: x[0], lora["fc"])
+    from gsclip_jax.lora import lora_delta
+
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(4), (32,)), (20000, 32))
+    mean = lora_delta(factors, x, scale=2.0, dropout=0.3, key=jax.random.key(5)).mean(0)
+    np.testing.assert_allclose(mean, lora_delta(factors, x[:1], scale=2.0)[0], atol=0.03)
+
+
+def test_vv_path_without_blocks_is_the_plain_tower(tiny):
+    params, images, _ = tiny
+    plain = encode_image(clip_module(TINY, params), images, layers=(1, 2, 3, 4))
+    none = encode_image(clip_module(dataclasses.replace(TINY, vv_blocks=0), params), images, vv=True, layers=(1, 2, 3, 4))
+    np.testing.assert_array_equal(none.tokens, plain.tokens)
+    some = encode_image(clip_module(TINY, params), images, vv=True, layers=(1, 2, 3, 4))
+    np.testing.assert_allclose(some.tokens[:2], plain.tokens[:2], atol=1e-5)
+    np.testing.assert_allclose(some.cls, plain.cls, atol=1e-5)
+    assert min(np.abs(some.tokens[2:] - plain.tokens[2:]).max((1, 2, 3, 4))) > 1e-2
+    last = encode_image(clip_module(TINY, params), images, vv=True)
+    np.testing.assert_allclose(last.tokens[0], some.tokens[3], atol=1e-5)
+
+
+def test_remat_changes_neither_values_nor_gradients(tiny):
+    params, images, lora = tiny
+
+    def loss(lora, cfg):
+        found = encode_image(clip_module(cfg, params), images[0], lora=lora, vv=True, dropout_key=jax.random.key(0))
+        return jnp.square(found.cls).sum() + jnp.square(found.tokens).sum()
+
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (value, grads), (value_r, grads_r) = (step(lora, dataclasses.replace(TINY, remat=r)) for r in (False, True))
+    np.testing.assert_allclose(value_r, value, rtol=1e-6)
+    for ours, other in zip(jax.tree.leaves(grads_r), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-4 * np.abs(other).max())
+        assert np.abs(ours).max() > 0
+    text = str(jax.make_jaxpr(lambda p: loss(p, dataclasses.replace(TINY, remat=True)))(lora))
+    assert "remat" in text or "checkpoint" in text
+
+
+def test_bfloat16_stays_near_float32_and_keeps_parameters(tiny):
+    params, images, lora = tiny
+    exact = encode_image(clip_module(TINY, params), images, lora=lora, vv=True)
+    rough = encode_image(clip_module(dataclasses.replace(TINY, dtype="bfloat16"), params), images, lora=lora, vv=True)
+    assert rough.cls.dtype == jnp.bfloat16
+    cosine = lambda a, b: (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)  # noqa: E731
+    assert cosine(np.asarray(exact.tokens), np.asarray(rough.tokens, np.float32)).min() > 0.99
+
+
+def test_preprocessing_by_hand():
+    cfg = dataclasses.replace(TINY, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
+    views = np.array([[[0, 255], [51, 102]]], np.uint8)
+    expected = [[[[-1, 0, -0.5], [1, 1, 0]], [[-0.6, 0.2, -0.4], [-0.2, 0.4, -0.3]]]]
+    np.testing.assert_allclose(preprocess_views(cfg, jnp.asarray(views)), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="uint8"):
+        preprocess_views(cfg, jnp.zeros((2, 2)))
+
+
+def test_configuration_round_trip_and_errors():
+    assert ClipConfig.from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
+    assert ClipConfig.preset("ViT-L/14@336").grid == 24 and ClipConfig.preset("ViT-B/16").grid == 14
+    with pytest.raises(ValueError, match="depth"):
+        ClipConfig.from_json({"depth": 3})
+    with pytest.raises(ValueError, match=r"ViT-B/32"):
+        ClipConfig.preset("ViT-B32")
+    with pytest.raises(ValueError) as caught:
+        ClipConfig(image_size=337, vv_blocks=25, dtype="float64")
+    assert all(word in str(caught.value) for word in ("image_size 337", "vv_blocks 25", "float64"))
+
+
+def test_bad_arguments_are_told(tiny):
+    params, images, _ = tiny
+    clip = clip_module(TINY, params)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        encode_image(clip, images[..., :23, :])
+    with pytest.raises(ValueError, match="from 1 to 4"):
+        encode_image(clip, images, layers=(0,))
+    with pytest.raises(ValueError, match=r"patch_embed.*\(8, 8, 3, 32\)"):
+        clip_module(dataclasses.replace(TINY, image_size=16, patch=4, vision_width=32), params)
+    with pytest.raises(ValueError, match="tokens; the text tower holds 20"):
+        encode_text(clip, jnp.zeros((21, 24)), jnp.array(3))
+    with pytest.raises(ValueError, match="without the class token"):
+        patch_grid(jnp.zeros((10, 2)))
+
+
+def test_initial_scales_and_shapes():
+    params = init_clip(jax.random.key(0), TINY)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, clip_shapes(TINY))
+    blocks = params["visual"]["blocks"]
+    assert np.std(blocks["attn"]["qkv_kernel"]) == pytest.approx(32**-0.5, rel=0.05)
+    assert np.std(blocks["mlp"]["proj_kernel"]) == pytest.approx((2 * 4 * 32) ** -0.5, rel=0.05)
+    assert np.std(params["text"]["token_embedding"]) == pytest.approx(0.02, rel=0.1)
+    layers = np.asarray(blocks["attn"]["qkv_kernel"]).reshape(4, -1)
+    assert np.abs(np.corrcoef(layers) - np.eye(4)).max() < 0.1, "layers are drawn by themselves"
