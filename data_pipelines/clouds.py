@@ -1,0 +1,346 @@
+"""Point clouds: reading, checking, bringing to a number of points, normals, neighbours. Lengths are in the scan's own unit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from .datasets.base import DataError, Scan
+
+MIN_POINTS = 10
+_HEADER_BYTES = 1 << 16
+
+
+def seed_of(*words: object) -> int:
+    """A 63-bit seed from words (data seed, category, id): the same object always draws the same numbers."""
+    text = "\x1f".join(str(word) for word in words).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+# ---- files ----
+
+
+def read_cloud(path: str | Path) -> np.ndarray:
+    """Points [S, 3] float64 of a PCD, PLY, XYZ, text or NPY file, in file order.
+
+    Raises:
+      DataError: missing, empty, truncated or unreadable file, or unknown format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    kind = path.suffix.lower()
+    if kind in (".txt", ".xyz", ".csv"):
+        return read_table(path)[:, :3]
+    if kind == ".npy":
+        try:
+            points = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{path}: not a readable array ({error}); write it again") from error
+        if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+            raise DataError(f"{path}: expected an array of shape (points, 3), found {points.shape} {points.dtype}")
+        return points[:, :3].astype(np.float64)
+    if kind not in (".pcd", ".ply"):
+        raise DataError(f"{path}: unknown cloud format {kind!r}; use pcd, ply, xyz, txt, csv or npy")
+    count = point_count(path)
+    import open3d as o3d  # half a second to import, and text files do without it
+
+    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+        points = np.asarray(o3d.io.read_point_cloud(str(path)).points)
+    if len(points) != count:
+        raise DataError(f"{path}: damaged, {len(points)} of {count} points could be read; copy or convert it again")
+    return points
+
+
+def read_table(path: str | Path) -> np.ndarray:
+    """Numbers [rows, columns >= 3] float64 of a text file, separated by white space or commas.
+
+    Raises:
+      DataError: missing or empty file, or rows that are no numbers or of different lengths.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    try:
+        rows = np.loadtxt(io.StringIO(text), delimiter="," if "," in text[:4096] else None, ndmin=2)
+    except ValueError as error:
+        raise DataError(f"{path}: rows are not all numbers of one length ({error}); the file may be truncated") from error
+    if rows.shape[1] < 3:
+        raise DataError(f"{path}: expected at least the columns x y z, found {rows.shape[1]}")
+    return rows
+
+
+def point_count(path: str | Path) -> int:
+    """Number of points a PCD or PLY header promises, after a check that the file is long enough to hold them.
+
+    Raises:
+      DataError: no or broken header, or a file cut short.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if size == 0:
+        raise DataError(f"{path}: the file is empty")
+    count, needed = _pcd_size(path, head) if path.suffix.lower() == ".pcd" else _ply_size(path, head)
+    if size < needed:
+        raise DataError(f"{path}: truncated, {size} bytes where {count} points need at least {needed}; copy it again")
+    return count
+
+
+def _pcd_size(path: Path, head: bytes) -> tuple[int, int]:
+    """(points, least bytes) of a PCD file."""
+    match = re.search(rb"^DATA[ \t]+(\w+)[^\n]*\n", head, re.MULTILINE)
+    fields = {line.split()[0].upper(): line.split()[1:] for line in head[: match.start()].splitlines() if line.split()} if match else {}
+    try:
+        if b"POINTS" in fields:
+            count = int(fields[b"POINTS"][0])
+        else:
+            count = int(fields[b"WIDTH"][0]) * int(fields[b"HEIGHT"][0])
+        sizes = [int(s) for s in fields[b"SIZE"]]
+        counts = [int(c) for c in fields.get(b"COUNT", [b"1"] * len(sizes))]
+    except (KeyError, IndexError, ValueError) as error:
+        raise DataError(f"{path}: not a PCD file (no complete header); write it again") from error
+    start, data = match.end(), match.group(1)
+    if data == b"binary":
+        return count, start + count * sum(s * c for s, c in zip(sizes, counts, strict=True))
+    if data == b"binary_compressed":  # two uint32: packed and unpacked bytes
+        return count, start + 8 + int.from_bytes(head[start : start + 4], "little")
+    return count, start + 2 * count  # ascii: at least a digit and a line end; the reader counts the rows
+
+
+_PLY_BYTES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2, "int": 4, "uint": 4,
+              "int32": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
+
+
+def _ply_size(path: Path, head: bytes) -> tuple[int, int]:
+    """(vertices, least bytes) of a PLY file, counting the vertices alone."""
+    end = re.search(rb"end_header\r?\n", head)
+    lines = [line.split() for line in head[: end.start()].decode("ascii", "replace").splitlines()] if end else []
+    count, width, inside, text = None, 0, False, False
+    for words in lines:
+        if words[:1] == ["format"]:
+            text = words[1:2] == ["ascii"]
+        elif words[:2] == ["element", "vertex"] and words[2:3] and words[2].isdigit():
+            count, inside = int(words[2]), True
+        elif words[:1] == ["element"]:
+            inside = False
+        elif words[:1] == ["property"] and inside:
+            width += 1 if text else _PLY_BYTES.get(words[1], 1)
+    if not head.startswith(b"ply") or count is None or end is None:
+        raise DataError(f"{path}: not a PLY file of points (no complete header); write it again")
+    return count, end.end() + count * (2 * width if text else width)
+
+
+def clean(xyz: np.ndarray, path: str | Path) -> np.ndarray:
+    """The points as float32 [S, 3], once they are fit for use.
+
+    Raises:
+      DataError: naming `path`, for NaN or infinite coordinates, fewer than ten points, or points all at one place.
+    """
+    if len(xyz) < MIN_POINTS:
+        raise DataError(f"{path}: only {len(xyz)} points; a cloud needs at least {MIN_POINTS}")
+    bad = int((~np.isfinite(xyz).all(1)).sum())
+    if bad:
+        raise DataError(f"{path}: {bad} of {len(xyz)} points are NaN or infinite; remove them or export the scan again")
+    if not np.ptp(xyz, axis=0).max() > 0:
+        raise DataError(f"{path}: all {len(xyz)} points are at one place; export the scan again")
+    points = np.ascontiguousarray(xyz, np.float32)
+    if not np.isfinite(points).all() or np.abs(points).max() > 1e18:
+        raise DataError(f"{path}: coordinates up to {np.abs(xyz).max():.3g} are too large; check the unit of the export")
+    return points
+
+
+# ---- number of points ----
+
+
+class Resampled(NamedTuple):
+    """M scored points of a scan."""
+
+    xyz: np.ndarray  # [M, 3] float32
+    mask: np.ndarray  # [M] bool
+    valid: np.ndarray  # [M] bool
+    source: np.ndarray  # [M] int32, the scan's point each one is, or is nearest to
+    organised: bool
+
+
+def resample(scan: Scan, count: int, seed: int) -> Resampled:
+    """Brings a scan to exactly `count` points: the nearest pixels of organised scans, farthest points of larger clouds, and
+    points between near neighbours added to smaller ones (ratios 1/4, 1/2, 3/4; label of the nearer end).
+
+    Source: `multi_view/multiview_real3d.py` and `multiview_mvtec.py` of PointAD, seeded here.
+
+    Raises:
+      ValueError: an organised scan and a `count` that is no square number.
+    """
+    if scan.grid is not None:
+        side = int(round(count**0.5))
+        if side * side != count:
+            raise ValueError(f"organised scans need a square number of points, not {count} (nearest: {side * side})")
+        height, width = scan.grid
+        rows, columns = (np.arange(side) * height) // side, (np.arange(side) * width) // side
+        source = (rows[:, None] * width + columns[None]).ravel()
+        return Resampled(scan.xyz[source], scan.mask[source] & scan.valid[source], scan.valid[source], source.astype(np.int32), True)
+    source = np.flatnonzero(scan.valid)
+    xyz, mask = scan.xyz[source], scan.mask[source]
+    if count <= len(xyz):
+        picked = farthest_points(xyz, count, seed)
+        xyz, mask, source = xyz[picked], mask[picked], source[picked]
+    else:
+        added, nearer = _between(xyz, count - len(xyz), seed)
+        nearer = np.concatenate([np.arange(len(xyz)), nearer])
+        xyz, mask, source = np.concatenate([xyz, added]), mask[nearer], source[nearer]
+    return Resampled(xyz.astype(np.float32), mask, np.ones(count, bool), source.astype(np.int32), False)
+
+
+def _between(xyz: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` points on the edges to the three nearest neighbours [count, 3], and the index of the nearer end [count]."""
+    near = cKDTree(xyz).query(xyz, k=4)[1][:, 1:]
+    edges = np.stack([np.repeat(np.arange(len(xyz)), 3), near.ravel()], 1)
+    edges = np.unique(np.sort(edges, 1), axis=0)
+    edges = edges[edges[:, 0] != edges[:, 1]]
+    steps = max(3, -(-count // len(edges)))
+    ratios = np.arange(1, steps + 1) / (steps + 1)
+    picked = np.random.default_rng(seed).permutation(len(edges) * steps)[:count]
+    (start, end), ratio = edges[picked // steps].T, ratios[picked % steps]
+    points = xyz[start] + ratio[:, None] * (xyz[end].astype(np.float64) - xyz[start])
+    return points, np.where(ratio <= 0.5, start, end)
+
+
+def farthest_points(xyz: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices [count], sorted, of evenly spread points: farthest point sampling up to a tolerance, in near linear time.
+
+    Instead of one farthest point at a time it takes, for a falling ladder of radii, a largest random set of points that keep that
+    radius from each other and from all chosen before. As with exact sampling every point lies within (1 / 0.95 times) the
+    spacing of a chosen one; the exact method needs count * S distances, minutes for large scans.
+    """
+    total = len(xyz)
+    if count >= total:
+        return np.arange(total)
+    rng = np.random.default_rng(seed)
+    pool = _thin(xyz, count, rng) if total > 6 * count else np.arange(total)
+    points = xyz[pool].astype(np.float64)
+    rank = rng.permutation(len(points))
+    probe = points[rng.choice(len(points), count, replace=False)]
+    radius = 2.0 * np.median(cKDTree(probe).query(probe[: 20_000], k=2)[0][:, 1])
+    tree = cKDTree(points)
+    while True:
+        pairs = tree.query_pairs(radius, output_type="ndarray") if radius > 0 else np.zeros((0, 2), np.intp)
+        length = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
+        chosen = _independent(pairs, rank, np.ones(len(points), bool))
+        if chosen.sum() <= count or radius == 0:
+            break
+        radius *= 1.25  # clustered scans: the first guess was too fine
+    while chosen.sum() < count and len(pairs):
+        radius *= 0.95
+        keep = length >= radius
+        pairs, length = pairs[~keep], length[~keep]
+        free = ~chosen
+        free[pairs[chosen[pairs[:, 0]], 1]] = False
+        free[pairs[chosen[pairs[:, 1]], 0]] = False
+        inner = pairs[free[pairs].all(1)]
+        new = _independent(inner, rank, free)
+        room = count - int(chosen.sum())
+        if new.sum() > room:  # the last rung: the farthest from what is chosen come first
+            index = np.flatnonzero(new)
+            gap = cKDTree(points[chosen]).query(points[index])[0]
+            new[:] = False
+            new[index[np.argsort(-gap, kind="stable")[:room]]] = True
+        chosen |= new
+    if chosen.sum() < count:  # only copies of chosen points are left
+        rest = np.flatnonzero(~chosen)
+        chosen[rest[np.argsort(rank[rest])[: count - int(chosen.sum())]]] = True
+    return np.sort(pool[chosen])
+
+
+def _thin(xyz: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """One random point per cell of a grid fine enough to leave at least 4 * count: evens out very dense scans first."""
+    order = rng.permutation(len(xyz))
+    low, extent = xyz.min(0), float(np.ptp(xyz, axis=0).max())
+    cells = 64
+    while True:
+        key = np.minimum(((xyz[order] - low) / extent * cells).astype(np.int64), cells - 1)
+        first = np.unique((key[:, 0] * cells + key[:, 1]) * cells + key[:, 2], return_index=True)[1]
+        if len(first) >= 4 * count or cells >= 1 << 20:
+            return np.sort(order[first]) if len(first) >= count else np.arange(len(xyz))
+        cells = int(cells * 1.4)
+
+
+def _independent(pairs: np.ndarray, rank: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """A maximal set [S] bool of `alive` points no two of which are a pair: rounds of local winners by random rank (Luby)."""
+    alive, chosen = alive.copy(), np.zeros(len(rank), bool)
+    while alive.any():
+        first_wins = rank[pairs[:, 0]] < rank[pairs[:, 1]]
+        beaten = np.zeros(len(rank), bool)
+        beaten[np.where(first_wins, pairs[:, 1], pairs[:, 0])] = True
+        winners = alive & ~beaten
+        chosen |= winners
+        alive &= ~winners
+        alive[pairs[winners[pairs[:, 0]], 1]] = False
+        alive[pairs[winners[pairs[:, 1]], 0]] = False
+        pairs = pairs[alive[pairs].all(1)]
+    return chosen
+
+
+# ---- what models and baselines read ----
+
+
+def unit_sphere(xyz: np.ndarray) -> np.ndarray:
+    """Points [S, 3] centred on their mean and divided by the largest radius, float32. Source: `pc_normalize`."""
+    centred = xyz.astype(np.float64) - xyz.mean(0, dtype=np.float64)
+    return (centred / max(float(np.linalg.norm(centred, axis=1).max()), np.finfo(np.float64).tiny)).astype(np.float32)
+
+
+def cloud_points(xyz: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """PointNet++'s input [count, 3] float32: the unit-sphere cloud's points drawn at random; all of them, some twice, if fewer."""
+    rng = np.random.default_rng(seed)
+    picked = rng.permutation(len(xyz))[:count]
+    if len(picked) < count:
+        picked = np.concatenate([picked, rng.integers(len(xyz), size=count - len(picked))])
+    return unit_sphere(xyz)[picked]
+
+
+def knn(xyz: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest points of every point [S, k] int32, itself first; the last one repeats where S < k."""
+    found = cKDTree(xyz).query(xyz, k=min(k, len(xyz)))[1].reshape(len(xyz), -1).astype(np.int32)
+    own = np.arange(len(xyz), dtype=np.int32)
+    # Copies of a point are as near as itself: put the point itself first wherever the tree did not.
+    column = np.argmax(found == own[:, None], axis=1)
+    found[own, column] = np.where((found == own[:, None]).any(1), found[:, 0], found[own, column])
+    found[:, 0] = own
+    return np.concatenate([found, np.repeat(found[:, -1:], max(0, k - found.shape[1]), axis=1)], axis=1)
+
+
+def _spread(xyz: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [S, 3] ascending and eigenvectors [S, 3, 3] of the covariance of k nearest points, in blocks of points."""
+    points, near = xyz.astype(np.float64), knn(xyz, k)
+    values, vectors = np.empty((len(xyz), 3)), np.empty((len(xyz), 3, 3))
+    for start in range(0, len(xyz), 16384):
+        part = slice(start, start + 16384)
+        patch = points[near[part]]
+        patch = patch - patch.mean(1, keepdims=True)
+        values[part], vectors[part] = np.linalg.eigh(np.einsum("ski,skj->sij", patch, patch) / patch.shape[1])
+    return values, vectors
+
+
+def normals(xyz: np.ndarray, k: int = 30) -> np.ndarray:
+    """Unit normals [S, 3] float64 of the plane through the k nearest points; the sign is arbitrary."""
+    return _spread(xyz, k)[1][:, :, 0]
+
+
+def surface_variation(xyz: np.ndarray, k: int = 30) -> np.ndarray:
+    """lambda_0 / (lambda_0 + lambda_1 + lambda_2) of the k nearest points [S] float32: 0 on a plane, at most 1/3. A baseline score.
+
+    Source: Pauly et al., Efficient simplification of point-sampled surfaces (2002).
+    """
+    values = np.maximum(_spread(xyz, k)[0], 0)
+    return (values[:, 0] / np.maximum(values.sum(1), np.finfo(np.float64).tiny)).astype(np.float32)

@@ -1,0 +1,92 @@
+"""What every data set reader gives: samples (which scans exist) and scans (points, ground truth)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Bad input, in one line for the user: what is wrong, in which file, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One scan on disk. `id` is unique within category and split; `defect` is 'good' or the kind of defect."""
+
+    id: str
+    category: str
+    defect: str
+    label: int  # 1 = defective
+    split: str
+    path: str
+    mask_path: str | None = None
+
+
+@dataclasses.dataclass
+class Scan:
+    """A scan in file order: S points, of which the organised ones are the row-major pixels of an H x W grid."""
+
+    xyz: np.ndarray  # [S, 3] float32, the scan's own unit and frame
+    mask: np.ndarray  # [S] bool, defective points
+    valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans
+    grid: tuple[int, int] | None = None  # (H, W) of organised scans
+    rgb: np.ndarray | None = None  # [H, W, 3] uint8
+
+
+class Reader(Protocol):
+    """A data set on disk."""
+
+    name: str
+
+    def categories(self) -> list[str]:
+        """Names of all categories found, sorted."""
+
+    def samples(self, category: str, split: str = "test") -> list[Sample]:
+        """All scans of a category and split, in a fixed order. Raises DataError for an unknown category."""
+
+    def load(self, sample: Sample) -> Scan:
+        """Reads one scan. Raises DataError naming the file when it cannot be used."""
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`", did you mean 'x'?"` for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def find_root(root: str | Path, holds_categories: Callable[[Path], bool], layout: str, depth: int = 3) -> Path:
+    """The folder at or at most `depth` levels under `root` that holds the category folders.
+
+    Raises:
+      DataError: `root` is missing, holds nothing of that `layout`, or holds it in several places.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data root {root} does not exist or is no folder; set config.data.root to the unpacked data set")
+    level = [root]
+    for _ in range(depth + 1):
+        found = [folder for folder in level if holds_categories(folder)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(folder) for folder in found)
+            raise DataError(f"data root {root} holds several data sets ({names}); set config.data.root to one of them")
+        level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
+    raise DataError(f"data root {root} holds no category folder laid out as {layout}, up to {depth} levels down")
+
+
+def unknown_category(category: str, known: list[str], root: Path) -> DataError:
+    """The error for a category that is not there, with what is."""
+    return DataError(f"no category {category!r} in {root}{near(category, known)}; found: {', '.join(known)}")
+
+
+def no_defective(category: str, where: str | Path) -> DataError:
+    """The error for training on a category without defective samples."""
+    return DataError(f"category {category!r} of {where} has no defective sample, so nothing can be learned from it; "
+                     "choose another config.data.train_category")

@@ -1,0 +1,126 @@
+"""Records to batches: tf.data with random access, so that any step of any epoch can be started at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from .batch import Batch
+from .datasets import DataError
+from .datasets.base import no_defective
+from .records import RecordSet
+from .tfds_records import SPLIT, ObjectRecords
+
+# Accelerators are the models' alone: TensorFlow would take their memory.
+for _kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], _kind)
+
+THREADS = 2  # of the pipeline; the rest of the machine trains
+AHEAD = 2  # batches ready in advance
+
+
+def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed: int, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1) -> Iterator[Batch]:
+    """Endless batches: every object once an epoch, in an order drawn from (seed, epoch).
+
+    Step s takes places s * batch_size to (s + 1) * batch_size - 1 of the endless order, so that starting at `start_step` gives
+    exactly what a run from step 0 gives from there on; the last batch of an epoch may reach into the next.
+
+    Args:
+      batch_size: objects of one step over all processes.
+      process_index, process_count: this process yields its share, batch_size / process_count rows of every batch.
+
+    Yields: batches that keep `batch.FIELDS`.
+
+    Raises:
+      DataError: unknown category, or one without defective samples.
+      ValueError: a batch size that the processes cannot share evenly.
+    """
+    rows = records.rows(categories)
+    wanted = {records.index[row]["category"] for row in rows}
+    for category in sorted(wanted):
+        if not any(records.index[row]["label"] for row in rows if records.index[row]["category"] == category):
+            raise no_defective(category, records.dir)
+    share = _share(batch_size, process_index, process_count)
+
+    first = start_step * batch_size
+
+    def epoch_order(epoch: tf.Tensor) -> tf.data.Dataset:
+        # Whole seeds, not their low bits: neighbouring seeds and epochs are unrelated orders.
+        return tf.data.Dataset.from_tensor_slices(tf.random.experimental.stateless_shuffle(rows, seed=[seed, epoch]))
+
+    order = tf.data.Dataset.counter(first // len(rows)).flat_map(epoch_order).skip(first % len(rows))
+    order = order.batch(batch_size, drop_remainder=True).map(lambda step: step[share.start : share.stop]).unbatch()
+    return _batches(records, order, len(share))
+
+
+def steps_per_epoch(records: RecordSet, categories, batch_size: int) -> int:
+    """Steps of `train_batches` in which every object of the categories is seen, at least one."""
+    return -(-len(records.rows(categories)) // batch_size)
+
+
+def eval_batches(records: RecordSet, *, categories=None, batch_size: int, process_index: int = 0,
+                 process_count: int = 1) -> Iterator[Batch]:
+    """Every object once, in the order of the index; the last batch is filled up with repeats marked real = False.
+
+    Args and errors: as `train_batches`; all processes get the same number of batches.
+    """
+    rows = records.rows(categories)
+    share = _share(batch_size, process_index, process_count)
+    if not len(rows):
+        raise DataError(f"{records.dir}: no records to evaluate")
+    padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_size)]).reshape(-1, batch_size)
+    real = (np.arange(padded.size) < len(rows)).reshape(padded.shape)
+    mine = slice(share.start, share.stop)
+    batches = _batches(records, tf.data.Dataset.from_tensor_slices(padded[:, mine].ravel()), len(share))
+    return (batch | {"real": flags[mine]} for batch, flags in zip(batches, real, strict=True))
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> range:
+    if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
+        raise ValueError(f"a batch of {batch_size} objects cannot be shared by {process_count} processes (this is number "
+                         f"{process_index})")
+    each = batch_size // process_count
+    return range(process_index * each, (process_index + 1) * each)
+
+
+def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[Batch]:
+    """Batches of `size` of the records that `rows` names, read and decoded in parallel, in order.
+
+    No Python function runs inside the pipeline: its threads never wait for the interpreter, nor hang a program that ends.
+    """
+    builder = tfds.builder_from_directory(records.dir / ObjectRecords.name / str(ObjectRecords.VERSION))
+    paths = [str(path) for path in builder.info.splits[SPLIT].filepaths]
+    if len(paths) != len(records.index):
+        raise DataError(f"{records.dir}: {len(paths)} records for {len(records.index)} objects; delete the folder and run again")
+    shards = tf.constant(paths)
+
+    def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
+        record = builder.info.features.deserialize_example(example)
+        return {name: value for name, value in record.items() if name not in ("name", "category", "defect")}
+
+    data = rows.flat_map(lambda row: tf.data.TFRecordDataset(shards[row]))
+    data = data.map(decode, num_parallel_calls=THREADS, deterministic=True).batch(size, drop_remainder=True).prefetch(AHEAD)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = THREADS
+    options.threading.max_intra_op_parallelism = 1
+    return map(lambda stored: _unpack(stored, records), data.with_options(options).as_numpy_iterator())
+
+
+def _unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:
+    """The fields of `batch.FIELDS` from a batch of records; undoes `objects.pack`."""
+    recipe = records.recipe
+    count, size, points = len(stored["label"]), recipe.image_size, recipe.points
+    views = {name: stored[name].reshape(count, -1, size, size) for name in ("render", "depth", "view_mask")}
+    flags = {name: np.unpackbits(stored[name], axis=-1, count=points).astype(bool) for name in ("seen", "valid", "point_mask")}
+    view_mask = views.pop("view_mask") > 0
+    batch = {
+        **views, **flags, "view_mask": view_mask, "view_label": view_mask.any((2, 3)).astype(np.int32),
+        "cloud": stored["cloud"], "xyz": stored["xyz"], "pix": stored["pix"].astype(np.int16),
+        "neighbours": stored["neighbours"].astype(np.int32), "organised": stored["organised"].astype(bool),
+        "label": stored["label"], "object_index": stored["object_index"], "real": np.ones(count, bool),
+    }
+    return batch | ({"rgb": stored["rgb"]} if "rgb" in stored else {})

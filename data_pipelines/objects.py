@@ -1,0 +1,208 @@
+"""From one scan to everything the models read of it, and the worker process that does so for many.
+
+`python -m data_pipelines.objects` is the worker `records.prepare` starts: a process of its own, because the drawing library
+may bring a process down, and one that imports neither TensorFlow nor JAX. It reads a job a line and answers a line each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .batch import Batch
+from .cameras import Cameras, views
+from .clouds import cloud_points, knn, resample, seed_of
+from .datasets import DataError, Sample, Scan, open_reader
+from .datasets.base import near
+from .render import SEEN, render_object
+
+# What makes a record, and the values of keys that a configuration may leave out.
+_KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
+_DEFAULTS = {"seen": "front", "back_off": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a scan becomes a record. Everything here is part of the key under which records are kept."""
+
+    points: int  # M scored points
+    image_size: int  # H = W of the stored views
+    views: int | None
+    cameras: str | Sequence  # preset name or list of rotations
+    window: int  # side of the drawing, pixels
+    point_size: float | Mapping[str, float]  # or by category, 'default' for the others
+    cloud_points: int  # N points for PointNet++
+    neighbours: int  # K
+    sample_seed: int
+    seen: str = "front"
+    back_off: bool | None = None
+
+    def camera_list(self) -> Cameras:
+        return views(self.cameras, self.views, self.back_off)
+
+    def splat(self, category: str) -> float:
+        """Point size of a category. Raises DataError when a table of sizes does not have it."""
+        if not isinstance(self.point_size, Mapping):
+            return float(self.point_size)
+        size = self.point_size.get(category, self.point_size.get("default"))
+        if size is None:
+            raise DataError(f"no point size for category {category!r}{near(category, self.point_size)} in "
+                            "config.data.point_size; add it, or 'default'")
+        return float(size)
+
+    def json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def recipe_of(data_cfg: Mapping) -> Recipe:
+    """The recipe in a data configuration.
+
+    Raises:
+      DataError: a missing key or a value out of range.
+    """
+    plain = json.loads(json.dumps({key: _plain(data_cfg[key]) for key in (*_KEYS, *_DEFAULTS) if key in data_cfg}))
+    missing = [key for key in _KEYS if key not in plain]
+    if missing:
+        raise DataError(f"config.data lacks {', '.join(missing)}")
+    recipe = Recipe(**{**_DEFAULTS, **plain})
+    for key, least in (("points", 16), ("image_size", 16), ("window", 16), ("cloud_points", 1), ("neighbours", 1)):
+        if getattr(recipe, key) < least:
+            raise DataError(f"config.data.{key} is {getattr(recipe, key)}; it has to be at least {least}")
+    if recipe.window < recipe.image_size:
+        raise DataError(f"config.data.window ({recipe.window}) is smaller than config.data.image_size ({recipe.image_size})")
+    if recipe.seen not in SEEN:
+        raise DataError(f"config.data.seen is {recipe.seen!r}; use one of {', '.join(SEEN)}")
+    try:
+        recipe.camera_list()
+    except ValueError as error:
+        raise DataError(f"config.data.cameras: {error}") from error
+    return recipe
+
+
+def _plain(value):
+    """ConfigDicts and tuples as JSON knows them."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def make_object(scan: Scan, recipe: Recipe, category: str, name: str) -> dict[str, np.ndarray]:
+    """Samples, renders and maps one scan. Seeded by category and name: the same scan always gives the same arrays.
+
+    Returns: the fields of `batch.FIELDS` without the batch axis (all but label, object_index and real), and `source` [M]
+      int32: the scan's point that each scored point is, or is nearest to.
+    """
+    seed = seed_of(recipe.sample_seed, category, name)
+    scored = resample(scan, recipe.points, seed)
+    shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
+                          recipe.splat(category), seen=recipe.seen)
+    if scored.organised:  # smoothed over the grid, not over neighbours
+        neighbours = np.repeat(np.arange(recipe.points, dtype=np.int32)[:, None], recipe.neighbours, axis=1)
+    else:
+        neighbours = knn(scored.xyz, recipe.neighbours)
+    out = {
+        **{key: shown[key] for key in ("render", "depth", "view_mask", "pix", "seen")},
+        "view_label": shown["view_mask"].any((1, 2)).astype(np.int32),
+        "cloud": cloud_points(scored.xyz[scored.valid], recipe.cloud_points, seed + 1),
+        "xyz": scored.xyz, "neighbours": neighbours, "valid": scored.valid, "point_mask": scored.mask,
+        "organised": np.array(scored.organised), "source": scored.source,
+    }
+    if scan.rgb is not None:
+        picture = Image.fromarray(scan.rgb).resize((recipe.image_size, recipe.image_size), Image.Resampling.BICUBIC)
+        out["rgb"] = np.asarray(picture)
+    return out
+
+
+def to_batch(objects: Sequence[Mapping[str, np.ndarray]], labels: Sequence[int] | None = None) -> Batch:
+    """A batch of objects just made, without records: for scoring single scans. Labels default to 0."""
+    batch = {key: np.stack([one[key] for one in objects]) for key in objects[0] if key != "source"}
+    count = len(objects)
+    return batch | {"label": np.array(labels if labels is not None else [0] * count, np.int32),
+                    "object_index": np.arange(count, dtype=np.int32), "real": np.ones(count, bool)}
+
+
+# ---- parts: one object on disk, pictures as PNG, flags as bits, small integers small ----
+
+
+def pack(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of `make_object` as a record keeps them; undone in `input.py`."""
+    size, points = made["render"].shape[-1], len(made["xyz"])
+    packed = {key: _png(made[key].reshape(-1, size)) for key in ("render", "depth")}
+    packed["view_mask"] = _png(made["view_mask"].reshape(-1, size).astype(np.uint8) * 255)
+    packed |= {key: np.packbits(made[key], axis=-1) for key in ("seen", "valid", "point_mask")}
+    packed["pix"] = made["pix"].astype(np.uint8 if size <= 256 else np.int16)
+    packed["neighbours"] = made["neighbours"].astype(np.uint16 if points <= 65536 else np.int32)
+    packed |= {key: made[key] for key in ("xyz", "cloud")}
+    packed["organised"] = made["organised"].astype(np.uint8)
+    if "rgb" in made:
+        packed["rgb"] = _png(made["rgb"])
+    return packed
+
+
+def _png(pixels: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all, also after a kill."""
+    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    try:
+        with half.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def no_space(folder: str | Path) -> DataError:
+    """The error for a full disk."""
+    return DataError(f"no disk space left under {folder}; free some, or choose another cache folder")
+
+
+def write_part(path: Path, made: Mapping[str, np.ndarray]) -> None:
+    """Keeps one object as a part file. Raises DataError when the disk is full."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **pack(made))
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_space(path.parent) from error
+        raise
+
+
+def _work(jobs, answers) -> None:
+    """First line: reader and recipe. Then a line per object, answered by `{}` or `{"error": one line}`."""
+    spec = json.loads(jobs.readline())
+    reader = open_reader(spec["name"], spec["root"])
+    recipe, parts = Recipe(**spec["recipe"]), Path(spec["parts"])
+    for line in jobs:
+        job = json.loads(line)
+        sample = Sample(**job["sample"])
+        answer = {}
+        try:
+            write_part(parts / f"{job['row']}.npz", make_object(reader.load(sample), recipe, sample.category, sample.id))
+        except DataError as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # Libraries print to standard output: keep it for answers, and send theirs to standard error.
+    with os.fdopen(os.dup(1), "w") as private:
+        os.dup2(2, 1)
+        _work(sys.stdin, private)

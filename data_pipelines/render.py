@@ -1,0 +1,254 @@
+"""Views of a cloud: shaded picture, depth, ground-truth mask and point-to-pixel map, all from one camera.
+
+The look is that of Open3D's legacy visualizer, as published: square splats, grey 0.7, a headlight, white background, camera
+fitted to the rotated cloud's box. A rasteriser draws every view twice: shaded, and with each point's number as its colour; the
+second picture says which point every pixel shows, so that depth, mask and visibility agree with the first one exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from .cameras import Cameras
+from .clouds import normals as plane_normals
+
+GREY = 0.7
+TAN = np.tan(np.deg2rad(30))  # half the vertical field of view of Open3D's default camera
+ZOOM = 0.7  # and its default zoom
+MARGIN = 1.02  # of cameras that are drawn back until everything is inside
+SEEN = ("front", "surface")
+
+
+class Camera(NamedTuple):
+    """Open3D's default camera: at `eye`, looking along -z, up = +y, 60 degrees, square window."""
+
+    eye: np.ndarray  # [3]
+    zoom: float  # distance from the box centre = zoom * largest side / tan 30
+    window: int  # pixels
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Column, row (a pixel's centre has whole numbers) and distance along the axis, [S] each."""
+        x, y, z = (points - self.eye).T
+        focal, centre = self.window / 2 / TAN, self.window / 2 - 0.5
+        return centre + focal * x / -z, centre - focal * y / -z, -z
+
+
+def fit_camera(points: np.ndarray, window: int, back_off: bool = False) -> Camera:
+    """The default camera of rotated points [S, 3]; with `back_off` as far away as it takes to see all of them."""
+    low, high = points.min(0), points.max(0)
+    centre, side = (low + high) / 2, float((high - low).max())
+    distance = ZOOM * side / TAN
+    if back_off:
+        x, y, z = np.abs(points - centre).T
+        z = points[:, 2] - centre[2]
+        distance = max(distance, MARGIN * float((np.maximum(x, y) / TAN + z).max()))
+    return Camera(centre + [0, 0, distance], distance * TAN / side, window)
+
+
+class Rasteriser(Protocol):
+    """Draws points as squares of `size` pixels."""
+
+    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
+        """Shade [W, W] float32 in 0..1, white where nothing is, and the front point's number [W, W] int64, or -1."""
+
+
+class Open3DRasteriser:
+    """One window of Open3D's legacy visualizer, drawn off screen (EGL where there is no display), used again for every view."""
+
+    def __init__(self, window: int):
+        # The same software path everywhere: a window on somebody's display would smooth edges, which garbles point numbers.
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            os.environ.pop(name, None)
+        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the GL library complains without one
+        import open3d as o3d
+
+        self._o3d = o3d
+        with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+            self._view = o3d.visualization.Visualizer()
+            if not self._view.create_window(width=window, height=window, visible=False):
+                raise RuntimeError("Open3D could not open an off-screen window")
+        self._view.get_render_option().background_color = np.ones(3)
+        self._cloud = o3d.geometry.PointCloud()
+        self._shown = False
+        self._check(window)
+
+    def _check(self, window: int) -> None:
+        """One drawing, to find out now whether this machine's GL gives point numbers back."""
+        points = np.array([[-1.0, -1, 0], [1, 1, 0], [0, 0, 0]])
+        camera = fit_camera(points, window)
+        numbers = self.draw(points, np.tile([0.0, 0, 1], (3, 1)), camera, 3)[1]
+        columns, rows, _ = (np.rint(a).astype(int) for a in camera.project(points))
+        if list(numbers[rows, columns]) != [0, 1, 2]:
+            raise RuntimeError("Open3D's off-screen picture does not show the points where its camera puts them")
+
+    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
+        vectors = self._o3d.utility.Vector3dVector
+        option, cloud = self._view.get_render_option(), self._cloud
+        option.point_size = float(size)
+        cloud.points = vectors(points)
+        cloud.normals = vectors(normals)
+        shade = self._capture(np.full((len(points), 3), GREY), True, camera)[..., 0]
+        number = np.arange(len(points))
+        colours = np.stack([number & 255, number >> 8 & 255, number >> 16], 1) / 255
+        red, green, blue = np.moveaxis(np.rint(self._capture(colours, False, camera) * 255).astype(np.int64), -1, 0)
+        numbers = red | green << 8 | blue << 16
+        return shade, np.where(numbers < len(points), numbers, -1)
+
+    def _capture(self, colours: np.ndarray, light: bool, camera: Camera) -> np.ndarray:
+        self._view.get_render_option().light_on = light
+        self._cloud.colors = self._o3d.utility.Vector3dVector(colours)
+        if self._shown:
+            self._view.update_geometry(self._cloud)
+        else:
+            self._view.add_geometry(self._cloud)
+            self._shown = True
+        self._view.reset_view_point(True)  # else the window keeps fitting the earlier clouds too
+        if camera.zoom != ZOOM:
+            self._view.get_view_control().set_zoom(camera.zoom)
+        return np.array(self._view.capture_screen_float_buffer(do_render=True))
+
+
+class SplatRasteriser:
+    """The same pictures in numpy, for machines on which Open3D cannot draw at all: slower, and its light is simpler."""
+
+    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
+        window = camera.window
+        columns, rows, depth = camera.project(points)
+        # A pixel belongs to a splat when its centre does: whole numbers in [centre - size/2, centre + size/2).
+        offsets = np.arange(int(np.ceil(size)))
+        numbers = np.full(window * window, -1, np.int64)
+        far_to_near = np.argsort(-depth, kind="stable")
+        for block in np.array_split(far_to_near, -(-len(points) * len(offsets) ** 2 // 4_000_000)):
+            x = np.ceil(columns[block, None] - size / 2).astype(np.int64) + offsets
+            y = np.ceil(rows[block, None] - size / 2).astype(np.int64) + offsets
+            inside_x = (x >= 0) & (x < window) & (x < columns[block, None] + size / 2)
+            inside_y = (y >= 0) & (y < window) & (y < rows[block, None] + size / 2)
+            inside = inside_y[:, :, None] & inside_x[:, None, :]
+            pixel = (y[:, :, None] * window + x[:, None, :])[inside]
+            numbers[pixel] = np.broadcast_to(block[:, None, None], inside.shape)[inside]  # the last one written is the nearest
+        towards = camera.eye - points
+        facing = np.einsum("si,si->s", normals, towards) / np.maximum(np.linalg.norm(towards, axis=1), 1e-30)
+        shade = np.append(GREY * (0.25 + 1.1 * np.clip(facing, 0, 1)), 1.0)
+        return np.minimum(shade, 1)[numbers].astype(np.float32).reshape(window, window), numbers.reshape(window, window)
+
+
+@functools.lru_cache(maxsize=4)
+def rasteriser(window: int) -> Rasteriser:
+    """This process's rasteriser for windows of that size: Open3D's, or numpy's (one logged line) where it cannot draw."""
+    try:
+        return Open3DRasteriser(window)
+    except (RuntimeError, ImportError, OSError) as error:
+        logging.warning("Open3D cannot draw here (%s): slower numpy splats instead; system libraries: see the README", error)
+        return SplatRasteriser()
+
+
+def _resized(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    if image.shape == (size, size):
+        return image.astype(np.float32)
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), how))
+
+
+def _front_most(pixel: np.ndarray, depth: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Bool [S]: the nearest candidate of every pixel, one per pixel."""
+    index = np.flatnonzero(candidate)
+    order = index[np.lexsort((depth[index], pixel[index]))]
+    first = np.ones(len(order), bool)
+    first[1:] = pixel[order[1:]] != pixel[order[:-1]]
+    seen = np.zeros(len(pixel), bool)
+    seen[order[first]] = True
+    return seen
+
+
+def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives points [S, 3] that no view sees the pixels [V, S, 2] and visibility [V, S] of their nearest seen neighbour in 3D."""
+    lost = ~seen.any(0)
+    if lost.any() and not lost.all():
+        found = np.flatnonzero(~lost)
+        nearest = found[cKDTree(points[found]).query(points[lost])[1]]
+        pix, seen = pix.copy(), seen.copy()
+        pix[:, lost], seen[:, lost] = pix[:, nearest], seen[:, nearest]
+    return pix, seen
+
+
+def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
+                  point_size: float, *, seen: str = "front", draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+    """All views of one object.
+
+    Args:
+      xyz: [M, 3] points, any unit.  valid: [M] bool; others are neither drawn nor seen.  mask: [M] bool, defective points.
+      cameras: V rotations.  image_size: side of the results, pixels.
+      window: side of the drawing, pixels, reduced to image_size (bicubic for shading, areas for the rest).
+      point_size: side of a point's square in the window, pixels.
+      seen: 'front', one point per occupied pixel, the front-most (the paper); 'surface', every point on the visible surface.
+      draw: rasteriser to use instead of this process's.
+
+    Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0; background 255), view_mask
+      [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen before the
+      points no view sees took over their nearest seen neighbour's views.
+
+    Raises:
+      ValueError: unknown `seen`, no valid point.
+    """
+    if seen not in SEEN:
+        raise ValueError(f"unknown visibility {seen!r}; use one of {SEEN}")
+    index = np.flatnonzero(valid)
+    if not len(index):
+        raise ValueError("no valid point to render")
+    draw = rasteriser(window) if draw is None else draw
+    points = xyz[index].astype(np.float64)
+    points -= points.mean(0)
+    scale = np.ptp(points, axis=0).max()
+    points /= scale if scale > 0 else 1.0  # the picture does not depend on the unit, and the GL depth range fits
+    plane, labels = plane_normals(points), mask[index]
+
+    count, size = len(cameras), image_size
+    out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
+           "view_mask": np.empty((count, size, size), bool)}
+    pix = np.zeros((count, len(xyz), 2), np.int16)
+    visible = np.zeros((count, len(xyz)), bool)
+    for v, turn in enumerate(cameras.rotations):
+        turned = points @ turn.T
+        camera = fit_camera(turned, window, cameras.back_off)
+        facing = plane @ turn.T
+        # Planes have no outside: turned towards the camera, so that no patch is dark for its sign alone.
+        facing *= np.where(np.einsum("si,si->s", facing, camera.eye - turned) < 0, -1.0, 1.0)[:, None]
+        shade, numbers = draw.draw(turned, facing, camera, point_size)
+        columns, rows, distance = camera.project(turned)
+        out["render"][v] = np.clip(np.rint(_resized(shade, size, Image.Resampling.BICUBIC) * 255), 0, 255)
+        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size)
+        x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
+        inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+        x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
+        pix[v, index] = np.stack([x, y], 1)
+        # A point further behind the drawn surface than a splat is wide shows through a gap between centres: hidden.
+        column, row = (np.clip(np.rint(a).astype(np.int64), 0, window - 1) for a in (columns, rows))
+        front = numbers[row, column]
+        behind = np.where(front >= 0, distance - distance[front], 0)
+        on_surface = inside & (behind <= point_size * distance * (2 * TAN / window))
+        visible[v, index] = on_surface if seen == "surface" else _front_most(y * size + x, distance, on_surface)
+    pix[:, index], filled = fill_unseen(points, pix[:, index], visible[:, index])
+    out["drawn"] = visible.copy()
+    visible[:, index] = filled
+    return out | {"pix": pix, "seen": visible}
+
+
+def _depth_and_mask(numbers: np.ndarray, distance: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [H, W] uint8 and mask [H, W] bool of one view, over the pixels of which the object covers at least half."""
+    shown = numbers >= 0
+    parts = [np.where(shown, values, 0.0) for values in (1.0, distance[numbers], labels[numbers])]
+    cover, depth, defect = (_resized(part, size, Image.Resampling.BOX) for part in parts)
+    inside = cover >= 0.5
+    depth, defect = (part / np.maximum(cover, 1e-6) for part in (depth, defect))
+    image = np.full((size, size), 255, np.uint8)
+    if inside.any():
+        near, far = depth[inside].min(), depth[inside].max()
+        image[inside] = np.rint(255 * (far - depth[inside]) / (far - near)) if far > near else 128
+    return image, inside & (defect >= 0.5)

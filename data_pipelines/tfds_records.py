@@ -1,0 +1,90 @@
+"""The TFDS builder of the records: which features a record has, and how parts become shards."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from .datasets import DataError, Sample
+from .objects import Recipe, no_space
+
+SPLIT = "objects"
+
+
+def features(recipe: Recipe, rgb: bool) -> tfds.features.FeaturesDict:
+    """Views stacked into one tall PNG each, flags as packed bits, arrays as raw bytes (the default would be int64 lists)."""
+    views, size, points = len(recipe.camera_list()), recipe.image_size, recipe.points
+    flags = -(-points // 8)
+
+    def array(shape, dtype):
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+    def picture(height, channels):
+        return tfds.features.Image(shape=(height, size, channels), dtype=np.uint8, encoding_format="png")
+
+    return tfds.features.FeaturesDict({
+        **{name: picture(views * size, 1) for name in ("render", "depth", "view_mask")},
+        **({"rgb": picture(size, 3)} if rgb else {}),
+        "pix": array((views, points, 2), np.uint8 if size <= 256 else np.int16),
+        "seen": array((views, flags), np.uint8),
+        "valid": array((flags,), np.uint8),
+        "point_mask": array((flags,), np.uint8),
+        "xyz": array((points, 3), np.float32),
+        "neighbours": array((points, recipe.neighbours), np.uint16 if points <= 65536 else np.int32),
+        "cloud": array((recipe.cloud_points, 3), np.float32),
+        "organised": np.uint8,
+        "label": np.int32,
+        "object_index": np.int32,
+        **{name: tfds.features.Text() for name in ("name", "category", "defect")},
+    })
+
+
+class ObjectRecords(tfds.core.GeneratorBasedBuilder):
+    """Rendered objects, from part files, in the order of their index."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, parts: Path, samples: list[Sample], recipe: Recipe, **options):
+        self._parts, self._samples, self._recipe = parts, samples, recipe
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        with np.load(self._parts / "0.npz") as part:
+            rgb = "rgb" in part.files
+        return self.dataset_info_from_configs(features=features(self._recipe, rgb), disable_shuffling=True,
+                                              description="Point-cloud objects rendered from several sides.")
+
+    def _split_generators(self, dl_manager):
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self):
+        for row, sample in enumerate(self._samples):
+            try:
+                with np.load(self._parts / f"{row}.npz") as part:
+                    record = {name: part[name] for name in part.files}
+            except (OSError, ValueError, KeyError) as error:
+                raise DataError(f"{self._parts / f'{row}.npz'}: unreadable part ({error}); delete it and run again") from error
+            for name in ("render", "depth", "view_mask", "rgb"):
+                if name in record:
+                    record[name] = io.BytesIO(record[name].tobytes())
+            yield row, record | {"label": sample.label, "object_index": row, "name": sample.id, "category": sample.category,
+                                 "defect": sample.defect}
+
+
+def write_tfds(folder: Path, parts: Path, samples: list[Sample], recipe: Recipe) -> None:
+    """Writes the TFDS data set under `folder`, whole or not at all. Raises DataError when the disk is full."""
+    builder = ObjectRecords(parts=parts, samples=samples, recipe=recipe, data_dir=folder, file_format="tfrecord")
+    # A shard for every record: any record can be read at once, so that shuffling is exact and resuming costs nothing.
+    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP,
+                                          num_shards=len(samples))
+    tfds.disable_progress_bar()  # `records.prepare` says how far it is
+    try:
+        builder.download_and_prepare(download_config=config)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_space(folder) from error
+        raise
