@@ -2,7 +2,8 @@
 
 `python -m gsclip_jax.convert FILE_OR_DIRECTORY_OR_HUBNAME --to DIR` writes our own format (store.py); `load_clip`,
 `load_pointnet2` and `load_checkpoint` take either that or the original files. Layers: keys (one message for all keys
-that do not fit), machine + unpickle + files (bytes -> named arrays), *_names (names -> trees), huggingface, authors, load.
+that do not fit), machine + unpickle + files (bytes -> named arrays), *_names (names -> trees), huggingface, authors,
+load.
 """
 
 from typing import Any

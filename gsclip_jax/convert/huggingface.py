@@ -57,7 +57,7 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None =
         WeightsError: no network and not in the cache, no such repository, or no weights in it.
     """
     import huggingface_hub as hub  # here: a slow import, needed for hub names only
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     revision = revision or PINNED.get(name, "main")
     try:
@@ -65,17 +65,19 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None =
         if _complete(folder):
             return folder, folder.name
     except (LocalEntryNotFoundError, ValueError):
-        folder = None  # not in the cache: ask the network
+        pass  # not in the cache: ask the network
     try:
         info = hub.HfApi().model_info(name, revision=revision)
         wanted = _needed({file.rfilename for file in info.siblings or ()}, name)
-        folder = hub.snapshot_download(name, revision=info.sha, cache_dir=cache_dir, allow_patterns=wanted)
-    except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted))
+    except WeightsError:
+        raise
+    except Exception as error:  # the client passes on whatever its HTTP library raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{name}: cannot be fetched at {revision} ({type(error).__name__}: {reason[:160]}); "
                            "without a network give a directory with config.json and weights, or an OpenAI .pt file"
                            ) from error
-    return Path(folder), str(info.sha)
+    return folder, folder.name
 
 
 def _needed(files: set[str], name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-SHOWN = 8  # names per kind in a message; the rest is counted
+SHOWN = 20  # names per kind in a message; the rest is counted
 
 
 class WeightsError(ValueError):
