@@ -6,9 +6,9 @@ crack         tapering groove along a jittered path on the surface
 break         a part cut off along a rough surface, which closes the body again
 bend          a part turned about its root, the angle ramping up smoothly
 
-Every kind leaves a value per vertex, `amount` (1 at the peak); the surface is anomalous where it exceeds `THRESHOLD`. For
-displacements this is 5% of the largest one. Lengths are in the solid's own unit; `size` and `depth` come as shares of
-half the diagonal of its bounding box.
+Every kind leaves a value per vertex, `amount`; the surface is anomalous where it exceeds `THRESHOLD`. For
+displacements it is the share of the largest one. Lengths are in the solid's own unit; sizes and depths are drawn as
+shares of half the diagonal of its bounding box.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import numpy as np
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from data_pipelines.datasets.meshing import Mesh, edge_graph, mesh_field, refine, vertex_normals
-from data_pipelines.datasets.solids import Solid
+from data_pipelines.datasets.fields import Solid
+from data_pipelines.datasets.meshing import Mesh, edge_graph, fitting_resolution, mesh_field, refine, vertex_normals
 
 THRESHOLD = 0.05
 ALL_DEFECTS = ("bulge", "dent", "hole", "crack", "break", "bend")
 
 
 class Range(NamedTuple):
-    """Extremes of a defect's size and depth, from subtle to plain. break: size = share of the surface cut off, depth = height of the
-    roughness; bend: share of the surface bent, angle in degrees; else radius (crack: half length) and depth over half the diagonal.
+    """Extremes of a defect's size and depth, from subtle to plain.
+
+    break: share of the surface cut off, height of the roughness; bend: share of the surface bent, angle in degrees;
+    else: radius (crack: half its length) and depth. Lengths over half the diagonal of the solid's bounding box.
     """
 
     size: tuple[float, float]
@@ -37,26 +39,38 @@ class Range(NamedTuple):
 
 DIFFICULTIES: dict[str, dict[str, Range]] = {
     "easy": {
-        "bulge": Range((0.16, 0.24), (0.06, 0.10)), "dent": Range((0.16, 0.24), (0.06, 0.10)),
-        "hole": Range((0.11, 0.17), (0.05, 0.08)), "crack": Range((0.40, 0.60), (0.05, 0.08)),
-        "break": Range((0.08, 0.16), (0.03, 0.05)), "bend": Range((0.15, 0.30), (18.0, 30.0)),
+        "bulge": Range((0.16, 0.24), (0.06, 0.10)),
+        "dent": Range((0.16, 0.24), (0.06, 0.10)),
+        "hole": Range((0.11, 0.17), (0.05, 0.08)),
+        "crack": Range((0.40, 0.60), (0.05, 0.08)),
+        "break": Range((0.08, 0.16), (0.03, 0.05)),
+        "bend": Range((0.15, 0.30), (18.0, 30.0)),
     },
     "middle": {
-        "bulge": Range((0.11, 0.20), (0.03, 0.07)), "dent": Range((0.11, 0.20), (0.03, 0.07)),
-        "hole": Range((0.07, 0.13), (0.03, 0.06)), "crack": Range((0.25, 0.45), (0.03, 0.06)),
-        "break": Range((0.05, 0.11), (0.02, 0.04)), "bend": Range((0.12, 0.25), (11.0, 22.0)),
+        "bulge": Range((0.11, 0.20), (0.03, 0.07)),
+        "dent": Range((0.11, 0.20), (0.03, 0.07)),
+        "hole": Range((0.07, 0.13), (0.03, 0.06)),
+        "crack": Range((0.25, 0.45), (0.03, 0.06)),
+        "break": Range((0.05, 0.11), (0.02, 0.04)),
+        "bend": Range((0.12, 0.25), (11.0, 22.0)),
     },
     "hard": {
-        "bulge": Range((0.08, 0.14), (0.015, 0.035)), "dent": Range((0.08, 0.14), (0.015, 0.035)),
-        "hole": Range((0.05, 0.085), (0.02, 0.035)), "crack": Range((0.16, 0.30), (0.02, 0.035)),
-        "break": Range((0.02, 0.06), (0.015, 0.03)), "bend": Range((0.10, 0.20), (6.0, 12.0)),
+        "bulge": Range((0.08, 0.14), (0.015, 0.035)),
+        "dent": Range((0.08, 0.14), (0.015, 0.035)),
+        "hole": Range((0.05, 0.085), (0.02, 0.035)),
+        "crack": Range((0.16, 0.30), (0.02, 0.035)),
+        "break": Range((0.02, 0.06), (0.015, 0.03)),
+        "bend": Range((0.10, 0.20), (6.0, 12.0)),
     },
 }
 
 
 class Defective(NamedTuple):
-    """The deformed mesh, `amount` float64 [Q] per vertex (peak 1), and size and depth in the solid's unit (bend: depth is the
-    largest displacement; break: size is the radius of a disc of the fracture's area, depth the length that is missing)."""
+    """The deformed mesh, `amount` float64 [Q] per vertex, and size and depth in the solid's unit.
+
+    bend: size is the part's length, depth the largest displacement; break: size is the radius of a disc of the
+    fracture's area, depth the length that is missing.
+    """
 
     mesh: Mesh
     amount: np.ndarray
@@ -68,9 +82,13 @@ class NoPlace(ValueError):
     """The drawn place cannot hold the defect; draw again."""
 
 
-def apply(kind: str, solid: Solid, mesh: Mesh, difficulty: str, severity: float, rng: np.random.Generator, frame: np.ndarray) -> Defective:
-    """Makes one defect. `severity` in [0, 1] runs from the subtle to the plain end of the difficulty's range; `frame` [3, 3] turns the
-    solid into its final pose (defects are put where a ring of cameras about x sees them). Raises NoPlace.
+def apply(
+    kind: str, solid: Solid, mesh: Mesh, difficulty: str, severity: float, rng: np.random.Generator, frame: np.ndarray
+) -> Defective:
+    """Makes one defect.
+
+    `severity` in [0, 1] runs from the subtle to the plain end of the difficulty's range; `frame` [3, 3] turns the solid
+    into its final pose (defects are put where a ring of cameras about x sees them). Raises NoPlace.
     """
     ranges = DIFFICULTIES[difficulty][kind]
     size = ranges.size[0] + severity * (ranges.size[1] - ranges.size[0])
@@ -91,7 +109,9 @@ def apply(kind: str, solid: Solid, mesh: Mesh, difficulty: str, severity: float,
 def _visible_vertex(solid: Solid, mesh: Mesh, unit: float, rng: np.random.Generator, frame: np.ndarray) -> int:
     """A vertex that some camera of a ring about x sees well: free line of sight, not too oblique."""
     angles = np.radians(np.arange(0, 360, 36))
-    sight = np.stack([np.zeros(10), np.sin(angles), np.cos(angles)], 1) @ frame  # towards the cameras, in the solid's frame
+    sight = (
+        np.stack([np.zeros(10), np.sin(angles), np.cos(angles)], 1) @ frame
+    )  # towards the cameras, in the solid's frame
     candidates = rng.choice(len(mesh.vertices), 12, p=_vertex_area(mesh))
     normal = vertex_normals(mesh)[candidates]
     faces, cosines = (normal @ sight.T).argmax(1), (normal @ sight.T).max(1)
@@ -128,20 +148,23 @@ def _waves(rng: np.random.Generator, count: int, wavelength: tuple[float, float]
 
 
 class _Patch(NamedTuple):
-    """Refined mesh around a seed; q [Q]: distance from the seed over the irregular disc's radius; smoothed normals [Q, 3]."""
+    """Refined mesh around a seed; q [Q]: distance from the seed over the irregular disc's radius; smoothed normals
+    [Q, 3].
+    """
 
     mesh: Mesh
     q: np.ndarray
     normal: np.ndarray
 
 
-def _patch(mesh: Mesh, seed: int, radius: float, reach: float, rng: np.random.Generator) -> _Patch:
-    """The mesh refined up to `reach` radii around the seed, with the irregular disc's coordinate."""
+def _patch(mesh: Mesh, seed: int, radius: float, reach: float, edges: int, rng: np.random.Generator) -> _Patch:
+    """The irregular disc around a seed, on a mesh refined to `edges` edges a radius up to `reach` radii away."""
     centre = mesh.vertices[seed]
     straight = np.linalg.norm(mesh.vertices - centre, axis=1)
     graph = edge_graph(mesh)
     path = csgraph.dijkstra(graph, indices=seed, limit=2.0 * reach * radius)
-    # Paths along edges are up to a quarter too long; where they are longer still, the surface folds back (teeth, thin walls).
+    # Paths along edges are up to a quarter too long; where they are longer still, the surface folds back (teeth,
+    # thin walls).
     distance = np.where(np.isinf(path), 9 * reach * radius, np.maximum(straight, 0.8 * path))
     normal = vertex_normals(mesh)
     near = distance < 1.3 * reach * radius
@@ -150,9 +173,11 @@ def _patch(mesh: Mesh, seed: int, radius: float, reach: float, rng: np.random.Ge
     for _ in range(6):
         normal = normal + 0.5 * (smooth @ normal)
         normal /= np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None]
-    fine, spread = refine(mesh, near, _levels(mesh, near, radius / 9))
+    fine, spread = refine(mesh, near, _levels(mesh, near, radius / edges))
     distance = spread @ distance
-    q = distance / (radius * (1 + 0.16 * np.clip(_waves(rng, 5, (0.8 * radius, 2.5 * radius))(fine.vertices), -1.5, 1.5)))
+    q = distance / (
+        radius * (1 + 0.16 * np.clip(_waves(rng, 5, (0.8 * radius, 2.5 * radius))(fine.vertices), -1.5, 1.5))
+    )
     normal = spread @ normal
     return _Patch(fine, q, normal / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None])
 
@@ -170,7 +195,7 @@ def _levels(mesh: Mesh, near: np.ndarray, edge: float) -> int:
 
 
 def _bulge(solid, mesh, seed, radius, depth, rng, sign=1.0) -> Defective:
-    patch = _patch(mesh, seed, radius, 1.4, rng)
+    patch = _patch(mesh, seed, radius, 1.4, 8, rng)
     amount = np.where(patch.q < 1, (1 - np.minimum(patch.q, 1) ** 2) ** 2, 0)
     moved = patch.mesh.vertices + (sign * depth) * amount[:, None] * patch.normal
     return Defective(Mesh(moved, patch.mesh.faces), amount / amount.max(), radius, depth)
@@ -187,7 +212,7 @@ def _dent(solid, mesh, seed, radius, depth, rng) -> Defective:
 def _hole(solid, mesh, seed, radius, depth, rng) -> Defective:
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     depth = min(depth, 0.6 * _thickness(solid, mesh.vertices[seed], vertex_normals(mesh)[seed], unit))
-    patch = _patch(mesh, seed, radius, 1.8, rng)
+    patch = _patch(mesh, seed, radius, 1.8, 24, rng)
     gone = patch.q < 1
     amount = np.where(gone, 1, np.clip((1.55 - patch.q) / 0.55, 0, 1) ** 2)
     moved = patch.mesh.vertices - depth * amount[:, None] * patch.normal
@@ -207,9 +232,12 @@ def _crack(solid, mesh, seed, length, depth, rng) -> Defective:
     tree = cKDTree(path)
 
     def groove(vertices, normals):
-        distance, nearest = tree.query(vertices)
+        distance, nearest = tree.query(vertices, distance_upper_bound=width)
+        nearest = np.minimum(nearest, len(path) - 1)  # farther ones: infinite distance
         q = distance / widths[nearest]
-        return np.where((q < 1) & (np.einsum("qi,qi->q", normals, facing[nearest]) > 0), 1 - np.minimum(q, 1), 0) * (1 - 0.7 * share[nearest] ** 2)
+        return np.where((q < 1) & (np.einsum("qi,qi->q", normals, facing[nearest]) > 0), 1 - np.minimum(q, 1), 0) * (
+            1 - 0.7 * share[nearest] ** 2
+        )
 
     near = tree.query(mesh.vertices, distance_upper_bound=3 * width)[0] < 3 * width
     fine, spread = refine(mesh, near, _levels(mesh, near, width / 4))
@@ -218,11 +246,15 @@ def _crack(solid, mesh, seed, length, depth, rng) -> Defective:
     amount = groove(fine.vertices, normals)
     if not (amount > THRESHOLD).any():
         raise NoPlace("the crack lies off the surface")
-    return Defective(Mesh(fine.vertices - depth * amount[:, None] * normals, fine.faces), amount / amount.max(), length, depth)
+    return Defective(
+        Mesh(fine.vertices - depth * amount[:, None] * normals, fine.faces), amount / amount.max(), length, depth
+    )
 
 
 def _walk(mesh: Mesh, normal, seed: int, length: float, step: float, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Jittered path on the surface through the seed, `length` to either side: points [K, 3] and normals [K, 3], finely spaced."""
+    """Jittered path on the surface through the seed, `length` to either side: points [K, 3] and normals [K, 3],
+    finely spaced.
+    """
     tree = cKDTree(mesh.vertices)
     heading = np.cross(normal[seed], rng.normal(size=3))
     sides = []
@@ -252,9 +284,13 @@ def _walk(mesh: Mesh, normal, seed: int, length: float, step: float, rng) -> tup
 
 
 def _part(mesh: Mesh, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A direction [3] and an offset that cut off about `share` of the surface: one of the slenderest of several drawn parts."""
+    """A direction [3] and an offset that cut off about `share` of the surface: one of the slenderest of several
+    drawn parts.
+    """
     area = _vertex_area(mesh)
-    axes = np.concatenate([rng.normal(size=(14, 3)), np.linalg.svd(mesh.vertices - mesh.vertices.mean(0), full_matrices=False)[2]])
+    axes = np.concatenate(
+        [rng.normal(size=(14, 3)), np.linalg.svd(mesh.vertices - mesh.vertices.mean(0), full_matrices=False)[2]]
+    )
     axes = np.concatenate([axes, -axes[-3:]]) / np.linalg.norm(np.concatenate([axes, -axes[-3:]]), axis=1)[:, None]
     options = []
     for axis in axes:
@@ -268,7 +304,7 @@ def _part(mesh: Mesh, share: float, rng: np.random.Generator) -> tuple[np.ndarra
         width = np.sqrt(across.var(0).sum()) + 1e-6
         options.append((reach / width, axis, offset, beyond))
     options.sort(key=lambda option: -option[0])
-    _, axis, offset, _ = options[int(rng.integers(6))]
+    _, axis, offset, _ = options[int(rng.integers(4))]
     return axis, float(offset)
 
 
@@ -282,14 +318,17 @@ def _break(solid, mesh, share, rough, rng) -> Defective:
         return p @ axis - offset + rough * (0.8 * coarse(across) + 0.25 * fine(across))
 
     def field(p):
-        return np.maximum(solid.field(p), (0.8 * cut(p)).astype(np.float32))
+        return np.maximum(solid.field(p), (0.5 * cut(p)).astype(np.float32))
 
     height = (mesh.vertices @ axis).max() - offset
-    broken = mesh_field(field, solid.half)
-    amount = ((0.8 * cut(broken.vertices)) >= solid.field(broken.vertices.astype(np.float32)) - 1e-4).astype(float)
-    if amount.sum() < 12:
+    broken = mesh_field(field, solid.half, fitting_resolution(*solid))
+    # On the fracture the cut's field is zero and the solid's negative, elsewhere the other way round: their difference
+    # changes sign at the edge between the two.
+    lead = 0.5 * cut(broken.vertices) - solid.field(broken.vertices.astype(np.float32))
+    amount = np.clip(THRESHOLD + lead / unit, 0, 1)
+    if (amount > THRESHOLD).sum() < 12:
         raise NoPlace("the cut misses the body")
-    area = _vertex_area(broken)[amount > 0].sum() * _total_area(broken)
+    area = _vertex_area(broken)[amount > THRESHOLD].sum() * _total_area(broken)
     return Defective(broken, amount, float(np.sqrt(area / np.pi)), float(height))
 
 
@@ -305,7 +344,9 @@ def _bend(mesh, share, angle, rng) -> Defective:
     graph = edge_graph(mesh)
     _, label = csgraph.connected_components(graph[beyond][:, beyond], directed=False)
     part = np.zeros(len(mesh.vertices), bool)
-    part[np.flatnonzero(beyond)[label == np.bincount(label).argmax()]] = True  # several parts may lie beyond the plane: the largest
+    part[np.flatnonzero(beyond)[label == np.bincount(label).argmax()]] = (
+        True  # several parts may lie beyond the plane: the largest
+    )
     reach = height[part].max()
     root = mesh.vertices[part & (height < 0.15 * reach)].mean(0)
     across = np.cross(axis, rng.normal(size=3))

@@ -1,18 +1,30 @@
 """Signed distance fields of simple bodies, and the operations that join them. numpy and scipy only.
 
-A field maps points float32 [N, 3] to signed distances float32 [N], negative inside. Distances may be lower bounds (joins) but
-hardly ever exceed the true distance, which is what the mesher in `meshing.py` relies on.
+A field maps points float32 [N, 3] to signed distances float32 [N], negative inside. Distances may be lower bounds
+(joins) but hardly ever exceed the true distance, which is what the mesher in `meshing.py` relies on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
 Field = Callable[[np.ndarray], np.ndarray]
+
+
+class Solid(NamedTuple):
+    """A body: its field, and the half sides [3] of a box around it, centred at the origin."""
+
+    field: Field
+    half: np.ndarray
+
+
+def solid(field: Field, x: float, y: float, z: float) -> Solid:
+    return Solid(field, np.array([x, y, z]))
 
 
 def _f32(values) -> np.ndarray:
@@ -90,15 +102,17 @@ def about(axis: str, degrees: float) -> np.ndarray:
     return matrix
 
 
-def polar(body: Field, count: int, phase: float = 0.0) -> Field:
-    """`count` copies of a body that lies in the sector around the x axis, evenly about z."""
+def polar(body: Field, count: int) -> Field:
+    """`count` copies of a body around the x axis, evenly about z; it may reach into the neighbouring sectors only."""
     sector = 2 * np.pi / count
 
     def field(p):
-        angle = np.arctan2(p[:, 1], p[:, 0]) - phase
+        angle = np.arctan2(p[:, 1], p[:, 0])
         angle = angle - sector * np.round(angle / sector)
         radius = np.hypot(p[:, 0], p[:, 1])
-        return body(_f32(np.stack([radius * np.cos(angle), radius * np.sin(angle), p[:, 2]], 1)))
+        beside = angle - sector * np.where(angle < 0, -1, 1)  # as seen by the nearer neighbour
+        near, far = (_f32(np.stack([radius * np.cos(a), radius * np.sin(a), p[:, 2]], 1)) for a in (angle, beside))
+        return np.minimum(body(near), body(far))
 
     return field
 
@@ -125,7 +139,13 @@ def ball(radius: float, centre: Sequence[float] = (0, 0, 0)) -> Field:
 def balls(radius: float, centres: np.ndarray) -> Field:
     """Equal balls around many centres [K, 3]."""
     tree = cKDTree(centres)
-    return lambda p: _f32(tree.query(p)[0]) - np.float32(radius)
+
+    def field(p):  # searching no farther than three radii is faster, and a lower bound is enough out there
+        return np.minimum(_f32(tree.query(p, distance_upper_bound=3 * radius)[0]), np.float32(3 * radius)) - np.float32(
+            radius
+        )
+
+    return field
 
 
 def box(half: Sequence[float], round: float = 0.0) -> Field:
@@ -143,7 +163,9 @@ def cylinder(radius: float, half_height: float, round: float = 0.0) -> Field:
     """Cylinder about z."""
 
     def field(p):
-        return _corner(np.hypot(p[:, 0], p[:, 1]) - np.float32(radius), np.abs(p[:, 2]) - np.float32(half_height), round)
+        return _corner(
+            np.hypot(p[:, 0], p[:, 1]) - np.float32(radius), np.abs(p[:, 2]) - np.float32(half_height), round
+        )
 
     return field
 
@@ -170,11 +192,17 @@ def tube(curve: np.ndarray, radius) -> Field:
     return field
 
 
-def outline(polygon: np.ndarray, cells: int = 160) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Signed distance to a closed polygon [K, 2] in the plane, read from a table of `cells` along its longer side."""
+def outline(
+    polygon: np.ndarray, cells: int = 128, start: float = -np.inf
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Signed distance to a closed polygon [K, 2] in the plane, read from a table of `cells` along its longer side.
+
+    Only the part of the plane with first coordinate >= `start` is wanted.
+    """
     polygon = np.asarray(polygon, np.float64)
     low, high = polygon.min(0), polygon.max(0)
     step = (high - low).max() / cells
+    low[0] = max(low[0], start)
     low, shape = low - 6 * step, np.ceil((high - low) / step).astype(int) + 13
     x, y = (low[i] + step * np.arange(shape[i]) for i in range(2))
     grid = np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
@@ -202,7 +230,7 @@ def revolve(profile: np.ndarray) -> Field:
     profile = np.asarray(profile, np.float64)
     if (profile[:, 0] < 1e-6).any():  # continue solid bodies across the axis, so that the axis is no surface
         profile = np.concatenate([profile, (profile * [-1, 1])[::-1]])
-    distance = outline(profile)
+    distance = outline(profile, start=0.0)
     return lambda p: distance(np.hypot(p[:, 0], p[:, 1]), p[:, 2])
 
 
@@ -247,7 +275,9 @@ def arc(radius: float, start: float, stop: float, count: int = 32) -> np.ndarray
 
 
 def shell(outer: np.ndarray, wall: float) -> np.ndarray:
-    """Closed profile [2K + 2, 2] of a vessel: an outer wall [K, 2] of (radius, z) from the bottom up, and a floor `wall` thick."""
+    """Closed profile [2K + 2, 2] of a vessel: an outer wall [K, 2] of (radius, z) from the bottom up, and a floor
+    `wall` thick.
+    """
     floor = outer[0, 1] + wall * 1.3
     inner = np.stack([outer[:, 0] - wall, np.maximum(outer[:, 1], floor)], 1)
     inner = inner[(inner[:, 0] > wall) & (outer[:, 1] >= floor)][::-1]

@@ -21,11 +21,20 @@ class Mesh(NamedTuple):
     faces: np.ndarray
 
 
-def mesh_field(field: Field, half: np.ndarray, resolution: int = 88) -> Mesh:
+def fitting_resolution(field: Field, half: np.ndarray, finest: int = 88) -> int:
+    """Cells along the longest side for at most some 25 000 vertices: fewer than `finest` for bodies of much surface."""
+    step = 8 * np.max(half) / finest
+    blocks = np.ceil(2 * np.asarray(half) / step + 1).astype(int)
+    crossed = len(_nonempty(np.indices(blocks).reshape(3, -1).T, field, -0.5 * step * blocks, step))
+    return int(round(finest * min(1.0, np.sqrt(2600 / max(crossed, 1)))))
+
+
+def mesh_field(field: Field, half: np.ndarray, resolution: int) -> Mesh:
     """Closed triangle mesh of {field = 0} in the box [-half, half], `resolution` cells along its longest side.
 
-    Dual mesh ("surface nets", Gibson 1998) evaluated only in blocks near the surface, its vertices pulled onto the surface.
-    Edges of the body come out rounded by about one cell. Raises ValueError when the field has no surface in the box.
+    Dual mesh ("surface nets", Gibson 1998) evaluated only in blocks near the surface, its vertices pulled onto the
+    surface. Edges of the body come out rounded by about one cell. Raises ValueError when the field has no surface in
+    the box.
     """
     half = np.asarray(half, np.float64)
     step = 2 * half.max() / resolution
@@ -37,46 +46,52 @@ def mesh_field(field: Field, half: np.ndarray, resolution: int = 88) -> Mesh:
     active = (2 * near[:, None] + _CORNERS).reshape(-1, 3)  # cells that may hold a piece of surface
 
     strides = np.array([(cells[1] + 1) * (cells[2] + 1), cells[2] + 1, 1])
-    wanted = np.zeros(np.prod(cells + 1), bool)
-    corner = (active @ strides)[:, None] + (_CORNERS @ strides)
-    wanted[corner.ravel()] = True
-    nodes = np.flatnonzero(wanted)
-    values = np.full(len(wanted), np.nan, np.float32)
-    node_ijk = np.stack(np.unravel_index(nodes, cells + 1), 1)
-    values[nodes] = field((low + step * node_ijk).astype(np.float32))
-
-    at_corner = values[corner]
-    count = (at_corner < 0).sum(1)
-    crossed = (count > 0) & (count < 8)
-    if not crossed.any():
+    values = np.full(np.prod(cells + 1), np.nan, np.float32)
+    known = np.zeros(len(values), bool)
+    pending = active @ strides
+    while len(pending):  # a second time only where a field was steeper than a distance and a piece was missed
+        known[pending] = True
+        wanted = np.zeros(len(values), bool)
+        wanted[(pending[:, None] + _CORNERS @ strides).ravel()] = True
+        fresh = np.flatnonzero(wanted & np.isnan(values))
+        values[fresh] = field((low + step * np.stack(np.unravel_index(fresh, cells + 1), 1)).astype(np.float32))
+        quads = _quads(values, cells, strides)
+        pending = np.unique(quads[~known[quads]])
+    if not len(quads):
         raise ValueError("the solid has no surface inside its box: check the generator's dimensions")
-    active, at_corner = active[crossed], at_corner[crossed]
+
+    active = np.unique(quads)
+    of_cell = np.empty(len(values), np.int64)
+    of_cell[active] = np.arange(len(active))
+    at_corner = values[active[:, None] + _CORNERS @ strides]
     a, b = at_corner[:, _EDGES[:, 0]], at_corner[:, _EDGES[:, 1]]
     cut = (a < 0) != (b < 0)
     t = np.where(cut, a / np.where(cut, a - b, 1), 0)[..., None]
     where = (_CORNERS[_EDGES[:, 0]] * (1 - t) + _CORNERS[_EDGES[:, 1]] * t) * cut[..., None]
     local = where.sum(1) / cut.sum(1)[:, None]
-    vertices = _pull(low + step * (active + local), field, at_corner, local, step)
+    start = low + step * (np.stack(np.unravel_index(active, cells + 1), 1) + local)
+    vertices = _pull(start, field, at_corner, local, step)
 
-    of_cell = np.full(len(wanted), -1, np.int64)
-    of_cell[active @ strides] = np.arange(len(active))
+    quad = of_cell[quads]
+    corner_xyz = vertices[quad]
+    shorter = (_norm(corner_xyz[:, 0] - corner_xyz[:, 2]) <= _norm(corner_xyz[:, 1] - corner_xyz[:, 3]))[:, None]
+    first = np.where(shorter, quad[:, [0, 1, 2]], quad[:, [0, 1, 3]])
+    return Mesh(vertices, np.concatenate([first, np.where(shorter, quad[:, [0, 2, 3]], quad[:, [1, 2, 3]])]))
+
+
+def _quads(values: np.ndarray, cells: np.ndarray, strides: np.ndarray) -> np.ndarray:
+    """For every grid edge the surface crosses, the four cells around it [n, 4], counter-clockwise seen from outside."""
+    nodes = np.flatnonzero(~np.isnan(values))
     quads = []
     for axis in range(3):
-        inner = nodes[node_ijk[:, axis] < cells[axis]]
-        first, second = values[inner], values[inner + strides[axis]]
-        edge = (first < 0) != (second < 0)
-        edge &= ~np.isnan(second)
+        inner = nodes[nodes // strides[axis] % (cells[axis] + 1) < cells[axis]]
+        first, second = values[inner] < 0, values[inner + strides[axis]]
+        edge = (first != (second < 0)) & ~np.isnan(second)
+        at, out = inner[edge], first[edge]
         u, v = strides[(axis + 1) % 3], strides[(axis + 2) % 3]
-        at, out = inner[edge], (first < 0)[edge]
-        ring = of_cell[np.stack([at - u - v, at - v, at, at - u], 1)]
+        ring = np.stack([at - u - v, at - v, at, at - u], 1)
         quads.append(np.where(out[:, None], ring, ring[:, ::-1]))
-    quad = np.concatenate(quads)
-    quad = quad[(quad >= 0).all(1)]
-    corner_xyz = vertices[quad]
-    shorter = _norm(corner_xyz[:, 0] - corner_xyz[:, 2]) <= _norm(corner_xyz[:, 1] - corner_xyz[:, 3])
-    faces = np.concatenate([np.where(shorter[:, None], quad[:, [0, 1, 2]], quad[:, [0, 1, 3]]),
-                            np.where(shorter[:, None], quad[:, [0, 2, 3]], quad[:, [1, 2, 3]])])
-    return Mesh(vertices, faces)
+    return np.concatenate(quads)
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
@@ -93,8 +108,16 @@ def _pull(vertices, field: Field, at_corner, local, step: float) -> np.ndarray:
     """Newton steps onto the surface along the gradient of the cell's trilinear interpolant."""
     weight = np.where(_CORNERS == 1, local[:, None], 1 - local[:, None])  # [n, 8, 3]
     slope = np.where(_CORNERS == 1, 1.0, -1.0)
-    gradient = np.stack([np.einsum("nc,nc->n", at_corner, slope[:, i] * weight[:, :, (i + 1) % 3] * weight[:, :, (i + 2) % 3])
-                         for i in range(3)], 1) / step
+    gradient = (
+        np.stack(
+            [
+                np.einsum("nc,nc->n", at_corner, slope[:, i] * weight[:, :, (i + 1) % 3] * weight[:, :, (i + 2) % 3])
+                for i in range(3)
+            ],
+            1,
+        )
+        / step
+    )
     scale = np.maximum((gradient**2).sum(1), 0.25)
     start = vertices
     for _ in range(2):
@@ -112,7 +135,9 @@ def face_normals(mesh: Mesh) -> np.ndarray:
 def vertex_normals(mesh: Mesh) -> np.ndarray:
     """Unit normals [Q, 3], area-weighted over the faces around."""
     normal = face_normals(mesh)
-    total = np.stack([np.bincount(mesh.faces.ravel(), np.repeat(normal[:, i], 3), len(mesh.vertices)) for i in range(3)], 1)
+    total = np.stack(
+        [np.bincount(mesh.faces.ravel(), np.repeat(normal[:, i], 3), len(mesh.vertices)) for i in range(3)], 1
+    )
     return total / np.maximum(_norm(total), 1e-12)[:, None]
 
 
@@ -121,10 +146,14 @@ def edge_graph(mesh: Mesh) -> csr_matrix:
     i = mesh.faces.ravel()
     j = mesh.faces[:, [1, 2, 0]].ravel()
     rows, columns = np.concatenate([i, j]), np.concatenate([j, i])
-    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), (len(mesh.vertices),) * 2)  # repeats of an edge are summed here,
+    graph = csr_matrix(
+        (np.ones(len(rows)), (rows, columns)), (len(mesh.vertices),) * 2
+    )  # repeats of an edge are summed here,
     columns = graph.indices
     rows = np.repeat(np.arange(len(mesh.vertices)), np.diff(graph.indptr))
-    graph.data = np.maximum(_norm(mesh.vertices[rows] - mesh.vertices[columns]), 1e-9)  # so lengths are put in afterwards
+    graph.data = np.maximum(
+        _norm(mesh.vertices[rows] - mesh.vertices[columns]), 1e-9
+    )  # so lengths are put in afterwards
     return graph
 
 
@@ -132,8 +161,8 @@ def refine(mesh: Mesh, near: np.ndarray, levels: int) -> tuple[Mesh, np.ndarray]
     """Splits faces with all corners in `near` bool [Q] into four, `levels` times.
 
     Returns the mesh and, for every vertex, the two vertices of the *previous* numbering it lies between, as rows of a
-    sparse [Q', Q] matrix that interpolates any per-vertex quantity. Faces outside `near` are left alone: their neighbours'
-    midpoints lie on their edges, so the surface stays closed as long as nothing moves there.
+    sparse [Q', Q] matrix that interpolates any per-vertex quantity. Faces outside `near` are left alone: their
+    neighbours' midpoints lie on their edges, so the surface stays closed as long as nothing moves there.
     """
     spread = csr_matrix((np.ones(len(near)), (np.arange(len(near)), np.arange(len(near)))))
     for _ in range(levels):
@@ -159,8 +188,9 @@ def refine(mesh: Mesh, near: np.ndarray, levels: int) -> tuple[Mesh, np.ndarray]
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Blue-noise samples of a mesh in random order: faces int64 [count], barycentric weights float64 [count, 3].
 
-    Draws four times as many points uniformly by area and keeps a random maximal set of those at least a radius apart (points
-    of opposite normals, the two sides of a thin wall, do not exclude each other). The density follows the area only.
+    Draws four times as many points uniformly by area and keeps a random maximal set of those at least a radius apart
+    (points of opposite normals, the two sides of a thin wall, do not exclude each other). The density follows the
+    area only.
     """
     normal = face_normals(mesh)
     area = _norm(normal)
@@ -182,14 +212,16 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[np
     return face[kept], weights[kept]
 
 
-# Radius of the discs over sqrt(area / count) at which four-fold crowding leaves some 5% more points than wanted (measured).
+# Radius of the discs over sqrt(area / count) at which four-fold crowding leaves some 5% more points than wanted
+# (measured).
 _PACKING = 0.645
 
 
 def _independent(count: int, pairs: np.ndarray) -> np.ndarray:
     """Greedy independent set bool [count] in index order (the draws are exchangeable, so this order is random).
 
-    All points with no undecided earlier neighbour are accepted at once and their neighbours dropped, until all are decided.
+    All points with no undecided earlier neighbour are accepted at once and their neighbours dropped, until all are
+    decided.
     """
     first, second = pairs.min(1), pairs.max(1)
     accepted, open_ = np.zeros(count, bool), np.ones(count, bool)

@@ -1,14 +1,16 @@
 """The embedded data set: procedural solids with defects, written in the layout of Real3D-AD.
 
-    python -m data_pipelines.datasets.synthetic --out DIR [--set test | --categories vase,pawn] [--seed 0] [--good 10] ...
+    python -m data_pipelines.datasets.synthetic --out DIR [--set test | --categories vase,pawn] [--seed 0] [--good
+    10] ...
 
 DIR/<category>/train/*_template*.pcd   two good objects
 DIR/<category>/test/<n>_good.pcd, <n>_<defect>.pcd   binary clouds, x y z float32, millimetres
 DIR/<category>/gt/<n>_<defect>.txt     "x y z label", the same coordinates in the same order
 DIR/manifest.json                      settings and, for every object, defect, counts, size, depth and seed
 
-Nothing but the defect tells the classes apart: every object has its own pose, warp and range noise, clouds are sampled anew
-from the deformed surface, and good object n and defective object n share dimensions, scale, point count and noise level.
+Nothing but the defect tells the classes apart: every object has its own pose, warp and range noise, clouds are sampled
+anew from the deformed surface, and the good and the defective object of one number share dimensions, scale, point count
+and noise level (a matched design: such quantities have one distribution in both classes).
 """
 
 from __future__ import annotations
@@ -28,40 +30,44 @@ import numpy as np
 from data_pipelines.datasets import defects as kinds
 from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD
 from data_pipelines.datasets.fields import about
-from data_pipelines.datasets.meshing import Mesh, mesh_field, sample_surface
-from data_pipelines.datasets.solids import GENERATORS, solid
+from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, sample_surface
+from data_pipelines.datasets.solids import GENERATORS, SETS, solid
 
-# Disjoint by generator: nothing that weights were trained or choices made on is ever tested.
-SETS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("soap", "ring", "gear", "spring", "dice", "cone", "plate", "cross", "elbow", "bowl", "knob", "hook", "star"),
-    "train": ("bottle", "bracket", "nut"),
-    "dev": ("cup", "wheel", "dumbbell"),
-    "test": ("vase", "pawn", "bolt", "wrench", "propeller"),
-}
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
 FORMAT = 1  # raised when the same seed makes other objects
-_UPRIGHT = about("y", 25) @ about("z", 35) @ about("x", -65)  # oblique, so that a ring of cameras about x sees every side
+_UPRIGHT = (
+    about("y", 25) @ about("z", 35) @ about("x", -65)
+)  # oblique, so that a ring of cameras about x sees every side
 
 
-def make_object(category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test") -> tuple[
-        np.ndarray, np.ndarray, dict[str, Any]]:
-    """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest row).
+def make_object(
+    category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test"
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest
+    row).
 
-    `index` names the object inside its category: the good and the defective object of one index share dimensions, scale,
-    number of points and noise level. S lies within 10% of `points`.
+    `index` names the object inside its category: the good and the defective object of one index share dimensions,
+    scale, number of points and noise level. S lies within 10% of `points`. Raises ValueError for an unknown
+    category, and when a defect finds no place.
     """
     root = (seed, zlib.crc32(category.encode()), {"test": 0, "train": 1}[split], index)
     shape_rng = np.random.default_rng(np.random.SeedSequence((*root, 0)))
     kind_rng = np.random.default_rng(np.random.SeedSequence((*root, 1, zlib.crc32(defect.encode()))))
     body = solid(category, shape_rng)
-    mesh = mesh_field(*body)
+    mesh = mesh_field(*body, fitting_resolution(*body))
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))
     count = int(round(points * shape_rng.uniform(0.9, 1.1)))
     noise, bending = shape_rng.uniform(0.0008, 0.0024), shape_rng.uniform(0.006, 0.014)
     pose = _jitter(kind_rng, 8.0) @ _UPRIGHT
-    row: dict[str, Any] = {"category": category, "defect": defect, "label": int(defect != "good"), "size": 0.0, "depth": 0.0}
+    row: dict[str, Any] = {
+        "category": category,
+        "defect": defect,
+        "label": int(defect != "good"),
+        "size": 0.0,
+        "depth": 0.0,
+    }
     amount = np.zeros(len(mesh.vertices))
     if defect != "good":
         severity = kind_rng.uniform()
@@ -72,7 +78,7 @@ def make_object(category: str, seed: int, index: int, defect: str, *, points: in
     face, weights = sample_surface(mesh, count, kind_rng)
     corners = mesh.faces[face]
     xyz = np.einsum("nc,nci->ni", weights, mesh.vertices[corners]) + noise * unit * kind_rng.normal(size=(count, 3))
-    labels = np.einsum("nc,nc->n", weights, amount[corners]) > (0.5 if defect == "break" else THRESHOLD)
+    labels = np.einsum("nc,nc->n", weights, amount[corners]) > THRESHOLD
     row.update(points=count, defective_points=int(labels.sum()), seed=list(root))
     return np.round(scale * xyz @ pose.T, 3), labels, row
 
@@ -86,7 +92,9 @@ def _defective(defect, body, mesh, difficulty, severity, rng, pose, category) ->
             continue
         if _share(made) > 0.002:
             return made
-    raise ValueError(f"no place for a {defect} on a '{category}' at difficulty '{difficulty}': leave this defect out or use another seed")
+    raise ValueError(
+        f"no place for a {defect} on a '{category}' at difficulty '{difficulty}': leave the defect out or change the seed"
+    )
 
 
 def _share(made: kinds.Defective) -> float:
@@ -102,56 +110,91 @@ def _jitter(rng: np.random.Generator, degrees: float) -> np.ndarray:
 
 
 def _warp(vertices: np.ndarray, unit: float, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Low-frequency displacement of a few waves as long as the object, as castings and soft parts show."""
+    """Low-frequency displacement by a few waves as long as the object, as castings show."""
     wave = rng.normal(size=(5, 3))
     wave *= (np.pi / unit * rng.uniform(0.5, 1.4, 5) / np.linalg.norm(wave, axis=1))[:, None]
-    return vertices + strength * unit * np.sin(vertices @ wave.T + rng.uniform(0, 2 * np.pi, 5)) @ rng.normal(size=(5, 3)) / np.sqrt(5)
+    return vertices + strength * unit * np.sin(vertices @ wave.T + rng.uniform(0, 2 * np.pi, 5)) @ rng.normal(
+        size=(5, 3)
+    ) / np.sqrt(5)
 
 
 # ---------------------------------------------------------------- files
 
 
-def write(root: str | Path, *, categories: Sequence[str], seed: int, good: int = 10, defective: int = 10, points: int = 10_000,
-          difficulty: str = "middle", defects: Sequence[str] = ALL_DEFECTS, workers: int = 2) -> None:
+def write(
+    root: str | Path,
+    *,
+    categories: Sequence[str],
+    seed: int,
+    good: int = 10,
+    defective: int = 10,
+    points: int = 10_000,
+    difficulty: str = "middle",
+    defects: Sequence[str] = ALL_DEFECTS,
+    workers: int = 2,
+) -> None:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the workers or interruptions.
 
-    Good objects get even numbers, defective ones odd, kinds in turn, so that a larger run contains the smaller one. Raises
+    Good objects get even numbers, defective ones odd, kinds in turn. Categories may be added to a folder later. Raises
     ValueError for unknown names, numbers out of range, and a folder that holds a set of other settings.
     """
     categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
-    _check(categories, good, defective, points, difficulty, defects)
+    _check(categories, seed, good, defective, points, difficulty, defects)
     root = Path(root)
-    settings = {"format": FORMAT, "seed": int(seed), "points": points, "difficulty": difficulty, "defects": list(defects),
-                "good": good, "defective": defective}
+    settings = {
+        "format": FORMAT,
+        "seed": int(seed),
+        "points": points,
+        "difficulty": difficulty,
+        "defects": list(defects),
+        "good": good,
+        "defective": defective,
+    }
     manifest = root / "manifest.json"
     old = json.loads(manifest.read_text()) if manifest.exists() else None
     if old is not None and old["settings"] != settings:
-        changed = ", ".join(f"{k} {old['settings'].get(k)} -> {v}" for k, v in settings.items() if old["settings"].get(k) != v)
-        raise ValueError(f"{manifest}: holds synthetic data of other settings ({changed}); choose another folder or remove this one")
+        changed = ", ".join(
+            f"{k} {old['settings'].get(k)} -> {v}" for k, v in settings.items() if old["settings"].get(k) != v
+        )
+        raise ValueError(
+            f"{manifest}: holds synthetic data of other settings ({changed}); choose another folder or remove this one"
+        )
     everything = tuple(dict.fromkeys([*(old["categories"] if old else ()), *categories]))
     if old is None or not set(categories) <= set(old["categories"]):
         root.mkdir(parents=True, exist_ok=True)
-        _write(manifest, json.dumps({"settings": settings, "categories": list(everything), "samples": []}, indent=1).encode())
+        _write(
+            manifest,
+            json.dumps({"settings": settings, "categories": list(everything), "samples": []}, indent=1).encode(),
+        )
     jobs = [job for c in categories for job in _jobs(c, seed, good, defective, defects)]
     missing = [job for job in jobs if not _row_path(root, job).exists()]
     if missing:
         _run(root, missing, int(seed), points, difficulty, workers)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
-    text = json.dumps({"settings": settings, "categories": list(everything), "samples": [json.loads(p.read_text()) for p in rows]}, indent=1)
+    text = json.dumps(
+        {"settings": settings, "categories": list(everything), "samples": [json.loads(p.read_text()) for p in rows]},
+        indent=1,
+    )
     if not manifest.exists() or manifest.read_text() != text:
         _write(manifest, text.encode())
 
 
-def _check(categories, good, defective, points, difficulty, defects) -> None:
-    for what, names, known in (("category", categories, GENERATORS), ("defect", defects, ALL_DEFECTS), ("difficulty", [difficulty], DIFFICULTIES)):
+def _check(categories, seed, good, defective, points, difficulty, defects) -> None:
+    for what, names, known in (
+        ("category", categories, GENERATORS),
+        ("defect", defects, ALL_DEFECTS),
+        ("difficulty", [difficulty], DIFFICULTIES),
+    ):
         for name in names:
             if name not in known:
                 raise ValueError(f"unknown synthetic {what} '{name}': choose from {', '.join(known)}")
     if not categories:
         raise ValueError("no categories given: name at least one synthetic category")
-    if good < 0 or defective < 0 or points < 200 or (defective and not defects):
-        raise ValueError(f"good={good}, defective={defective}, points={points}: counts must not be negative, points at least 200, "
-                         "and defective objects need at least one kind of defect")
+    if seed < 0 or good < 0 or defective < 0 or points < 200 or (defective and not defects):
+        raise ValueError(
+            f"seed={seed}, good={good}, defective={defective}, points={points}: seed and counts must not be negative, "
+            "points at least 200, and defective objects need at least one kind of defect"
+        )
 
 
 Job = tuple[str, str, int, str, str]  # category, split, index, defect, file stem
@@ -178,13 +221,30 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
             _make(root, job, seed, points, difficulty)
         return
     package = str(Path(__file__).resolve().parents[2])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-           "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
     command = [sys.executable, "-m", "data_pipelines.datasets.synthetic", "--part"]
-    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) for _ in range(workers)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
+        for _ in range(workers)
+    ]
     try:
         for i, child in enumerate(children):
-            child.stdin.write(json.dumps({"root": str(root), "jobs": jobs[i::workers], "seed": seed, "points": points, "difficulty": difficulty}))
+            child.stdin.write(
+                json.dumps(
+                    {
+                        "root": str(root),
+                        "jobs": jobs[i::workers],
+                        "seed": seed,
+                        "points": points,
+                        "difficulty": difficulty,
+                    }
+                )
+            )
             child.stdin.close()
         failures = [child.stderr.read().strip() for child in children if child.wait()]
     finally:
@@ -192,18 +252,27 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
             child.kill()
             child.wait()
     if failures:
-        raise ValueError(failures[0].splitlines()[-1] if failures[0] else "a worker writing synthetic data was killed (out of memory?)")
+        raise ValueError(
+            failures[0].splitlines()[-1]
+            if failures[0]
+            else "a worker writing synthetic data was killed (out of memory?)"
+        )
 
 
 def _make(root: Path, job: Job, seed: int, points: int, difficulty: str) -> None:
     category, split, index, defect, stem = job
     xyz, labels, row = make_object(category, seed, index, defect, points=points, difficulty=difficulty, split=split)
     folder = root / category
-    header = ("# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
-              f"WIDTH {len(xyz)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(xyz)}\nDATA binary\n")
+    header = (
+        "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
+        f"WIDTH {len(xyz)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(xyz)}\nDATA binary\n"
+    )
     _write(folder / split / f"{stem}.pcd", header.encode() + xyz.astype("<f4").tobytes())
     if defect != "good":
-        lines = [f"{x:.3f} {y:.3f} {z:.3f} {label:d}\n" for (x, y, z), label in zip(xyz.tolist(), labels.tolist(), strict=True)]
+        lines = [
+            f"{x:.3f} {y:.3f} {z:.3f} {label:d}\n"
+            for (x, y, z), label in zip(xyz.tolist(), labels.tolist(), strict=True)
+        ]
         _write(folder / "gt" / f"{stem}.txt", "".join(lines).encode())
     _write(_row_path(root, job), json.dumps({"file": f"{category}/{split}/{stem}.pcd", **row}).encode())
 
@@ -220,7 +289,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.datasets.synthetic", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.datasets.synthetic", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--out", help="folder to write to")
     parser.add_argument("--set", choices=SETS, default="test", help="one of the four disjoint sets of categories")
     parser.add_argument("--categories", help="comma-separated names instead of a set")
@@ -228,7 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--difficulty", default="middle", help=", ".join(DIFFICULTIES))
     for name, default in (("seed", 0), ("good", 10), ("defective", 10), ("points", 10_000), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # a child of _run: jobs on standard input
+    parser.add_argument(
+        "--part", action="store_true", help=argparse.SUPPRESS
+    )  # a child of _run: jobs on standard input
     args = parser.parse_args(arguments)
     try:
         if args.part:
@@ -239,8 +312,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.out:
             parser.error("--out is needed: the folder to write to")
         names = args.categories.split(",") if args.categories else SETS[args.set]
-        write(args.out, categories=names, seed=args.seed, good=args.good, defective=args.defective, points=args.points,
-              difficulty=args.difficulty, defects=args.defects.split(","), workers=args.workers)
+        write(
+            args.out,
+            categories=names,
+            seed=args.seed,
+            good=args.good,
+            defective=args.defective,
+            points=args.points,
+            difficulty=args.difficulty,
+            defects=args.defects.split(","),
+            workers=args.workers,
+        )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
