@@ -15,9 +15,14 @@ from gsclip_jax.convert.store import content_hash, flatten, is_stored, load_para
 @pytest.fixture
 def tree():
     rng = np.random.default_rng(0)
-    return {"clip": {"visual": {"proj": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)},
-                     "logit_scale": jnp.float32(4.6), "ids": jnp.arange(3)},
-            "srm": {"kernel": np.asfortranarray(rng.standard_normal((5, 2)).astype(np.float32))}}
+    return {
+        "clip": {
+            "visual": {"proj": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)},
+            "logit_scale": jnp.float32(4.6),
+            "ids": jnp.arange(3),
+        },
+        "srm": {"kernel": np.asfortranarray(rng.standard_normal((5, 2)).astype(np.float32))},
+    }
 
 
 def equal(a, b):
@@ -50,15 +55,20 @@ def test_half_storage_rounds_once_and_loads_as_float32(tree, tmp_path, dtype):
 def test_hash_depends_on_names_shapes_and_values_not_on_order(tree):
     turned = {"srm": tree["srm"], "clip": dict(reversed(tree["clip"].items()))}
     assert content_hash(turned) == content_hash(tree)
-    for other in ({"srm": {"kernel": tree["srm"]["kernel"].T}}, {"srm": {"kernal": tree["srm"]["kernel"]}},
-                  {"srm": {"kernel": np.nextafter(tree["srm"]["kernel"], 9, dtype=np.float32)}}):
+    for other in (
+        {"srm": {"kernel": tree["srm"]["kernel"].T}},
+        {"srm": {"kernal": tree["srm"]["kernel"]}},
+        {"srm": {"kernel": np.nextafter(tree["srm"]["kernel"], 9, dtype=np.float32)}},
+    ):
         assert content_hash({**tree, **other}) != content_hash(tree)
 
 
 def test_all_differences_in_one_message(tree, tmp_path):
     save_params(tmp_path, tree, config={})
-    like = {"clip": {"visual": {"proj": jax.ShapeDtypeStruct((4, 5), jnp.float32)}, "logit_scale": jnp.float32(0)},
-            "srm": {"kernel": np.zeros((5, 2)), "bias": np.zeros(2)}}
+    like = {
+        "clip": {"visual": {"proj": jax.ShapeDtypeStruct((4, 5), jnp.float32)}, "logit_scale": jnp.float32(0)},
+        "srm": {"kernel": np.zeros((5, 2)), "bias": np.zeros(2)},
+    }
     with pytest.raises(WeightsError) as info:
         load_params(tmp_path, like=like)
     text = str(info.value)
@@ -94,8 +104,12 @@ def test_damage_is_told_in_one_line(tree, tmp_path):
 
 def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tree, tmp_path):
     target = tmp_path / "w"
-    for bad, what in (({"a": [np.zeros(2)]}, "list"), ({"a": None}, "NoneType"), ({"a/b": np.zeros(2)}, "a/b"),
-                      ({"a": np.array([1.0, np.nan])}, "not finite")):
+    for bad, what in (
+        ({"a": [np.zeros(2)]}, "list"),
+        ({"a": None}, "NoneType"),
+        ({"a/b": np.zeros(2)}, "a/b"),
+        ({"a": np.array([1.0, np.nan])}, "not finite"),
+    ):
         with pytest.raises(ValueError, match=what):
             save_params(target, bad, config={})
     with pytest.raises(ValueError, match="float16"):

@@ -61,7 +61,9 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None =
 
     revision = revision or PINNED.get(name, "main")
     try:
-        folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True))
+        # one pattern: without any, the client wants the files that we never fetch, too
+        folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True,
+                                            allow_patterns=["config.json"]))
         if _complete(folder):
             return folder, folder.name
     except (LocalEntryNotFoundError, ValueError):
