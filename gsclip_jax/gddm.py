@@ -6,6 +6,7 @@ tokens, H heads, D width of a head, W text width (= H * D).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class GddmConfig:
 DEFAULT = GddmConfig()
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def init_gddm(key: jax.Array, cfg: GddmConfig = DEFAULT) -> dict:
     """{prototypes [Q,C], proj {kernel [C,W], bias}, attn {qkv_kernel [W,3,H,D], qkv_bias [3,H,D], out_kernel [H,D,W],
     out_bias [W]}, norm {scale, bias}, ffn {kernel [W,W], bias}}, float32."""

@@ -151,10 +151,11 @@ def smooth_neighbours(points: jax.Array, xyz: jax.Array, neighbours: jax.Array, 
     Returns: float32 [B,M].
     """
     take = jax.vmap(lambda values, at: values[at])
-    squared = jnp.square(take(xyz, neighbours) - xyz[:, :, None]).sum(-1)  # [B,M,K]
-    reach = jnp.sqrt(squared.max(-1))
-    sigma = width * (reach * valid).sum(-1) / jnp.maximum(valid.sum(-1), 1)
-    weight = jnp.exp(-0.5 * squared / jnp.maximum(sigma, 1e-30)[:, None, None] ** 2) * take(valid, neighbours)
+    gives = take(valid, neighbours) & valid[..., None]  # [B,M,K]
+    squared = jnp.where(gives, jnp.square(take(xyz, neighbours) - xyz[:, :, None]).sum(-1), 0)  # empty cells may be NaN
+    sigma = width * jnp.sqrt(squared.max(-1)).sum(-1) / jnp.maximum(valid.sum(-1), 1)
+    spread = jnp.maximum(jnp.square(sigma), 1e-36)[:, None, None]  # coincident points only: a plain mean
+    weight = jnp.where(gives, jnp.exp(-0.5 * squared / spread), 0)
     weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-30)
     points = points.astype(jnp.float32)
     for _ in range(rounds):

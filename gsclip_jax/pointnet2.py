@@ -8,6 +8,7 @@ Axes: B batch, N cloud points, S centroids, R points to be interpolated, G neigh
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def layer_sizes(cfg: PointNet2Config) -> dict[str, tuple[tuple[int, int], ...]]:
     return blocks
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def init_pointnet2(key: jax.Array, cfg: PointNet2Config = DEFAULT) -> tuple[dict, dict]:
     """Random parameters and fresh running statistics.
 
@@ -86,14 +88,17 @@ def init_pointnet2(key: jax.Array, cfg: PointNet2Config = DEFAULT) -> tuple[dict
       params: block -> layer number as text -> {kernel [in, out], bias [out], bn: {scale [out], bias [out]}}, float32.
       stats: block -> layer number -> {mean [out], var [out]}, float32.
     """
+    blocks = layer_sizes(cfg)
+    drawn = jax.random.normal(key, (sum(a * b for sizes in blocks.values() for a, b in sizes),), jnp.float32)
     params: dict = {}
     stats: dict = {}
-    for block, sizes in layer_sizes(cfg).items():
+    used = 0
+    for block, sizes in blocks.items():
         params[block], stats[block] = {}, {}
         for number, (inputs, outputs) in enumerate(sizes):
-            key, part = jax.random.split(key)
-            # He: every layer is followed by BatchNorm and ReLU.
-            kernel = jax.random.normal(part, (inputs, outputs), jnp.float32) * math.sqrt(2 / inputs)
+            # He: every layer is followed by BatchNorm and ReLU. One draw cut into pieces compiles in no time.
+            kernel = drawn[used : used + inputs * outputs].reshape(inputs, outputs) * math.sqrt(2 / inputs)
+            used += inputs * outputs
             params[block][str(number)] = {
                 "kernel": kernel, "bias": jnp.zeros(outputs),
                 "bn": {"scale": jnp.ones(outputs), "bias": jnp.zeros(outputs)}}

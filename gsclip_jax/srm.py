@@ -4,6 +4,7 @@ co-attention fusion block). Pure functions over a dict of arrays. Axes: T tokens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class SrmConfig:
 DEFAULT = SrmConfig()
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def init_srm(key: jax.Array, cfg: SrmConfig = DEFAULT) -> dict:
     """{render, depth: {kernel [E,E], bias [E]}, out: {kernel [2E,E], bias [E]}}, float32, in torch's default ranges."""
     width = cfg.embed_dim
