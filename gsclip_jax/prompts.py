@@ -37,21 +37,20 @@ def init_prompts(key: jax.Array, cfg: PromptConfig, clip_cfg: ClipConfig) -> dic
     float32. Contexts and deep prompts are normal with deviation 0.02, the linear as torch's default. A text tower of
     fewer blocks than the depth gets deep prompts in all blocks but its first. Without a shape prompt, no `shape`.
     """
-    width = clip_cfg.text_width
-    keys = jax.random.split(key, 5)
-    depth = min(cfg.deep_depth, clip_cfg.text_layers)
+    width, n = clip_cfg.text_width, cfg.context_tokens
+    blocks = max(min(cfg.deep_depth, clip_cfg.text_layers) - 1, 0)
+    normal_key, uniform_key = jax.random.split(key)
+    learned = 0.02 * jax.random.normal(normal_key, (2 * n + blocks * cfg.deep_tokens, width))
     params: dict[str, Any] = {
-        "ctx_normal": 0.02 * jax.random.normal(keys[0], (cfg.context_tokens, width)),
-        "ctx_abnormal": 0.02 * jax.random.normal(keys[1], (cfg.context_tokens, width)),
-        "deep": 0.02 * jax.random.normal(keys[2], (max(depth - 1, 0), cfg.deep_tokens, width)),
+        "ctx_normal": learned[:n],
+        "ctx_abnormal": learned[n : 2 * n],
+        "deep": learned[2 * n :].reshape(blocks, cfg.deep_tokens, width),
     }
     if cfg.shape_dim:
         bound = cfg.shape_dim**-0.5
-        params["shape"] = {
-            "kernel": jax.random.uniform(keys[3], (cfg.shape_dim, width), minval=-bound, maxval=bound),
-            "bias": jax.random.uniform(keys[4], (width,), minval=-bound, maxval=bound),
-            "ln": {"scale": jnp.ones(width), "bias": jnp.zeros(width)},
-        }
+        linear = jax.random.uniform(uniform_key, (cfg.shape_dim + 1, width), minval=-bound, maxval=bound)
+        layer_norm = {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
+        params["shape"] = {"kernel": linear[:-1], "bias": linear[-1], "ln": layer_norm}
     return params
 
 

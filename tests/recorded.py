@@ -1,4 +1,4 @@
-"""Reads the arrays recorded from the authors' code: regenerates their weights and inputs, and judges ours by the recorded bounds."""
+"""Arrays recorded from the authors' code: regenerates their weights and inputs, and judges ours by the recorded bounds."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,38 @@ from gsclip_jax.convert.openai_names import (
     prompts_from_state_dict,
     vision_from_state_dict,
 )
-from gsclip_jax.lora import init_lora, merge_lora
-from gsclip_jax.similarity import patch_grid, similarity_grid, text_logits, upsample, view_probability
+from gsclip_jax.lora import init_lora, lora_delta, merge_lora
+from gsclip_jax.similarity import patch_grid, probabilities, similarity_grid, text_logits, upsample, view_probability
 from tests.recorded import Recorded, nhwc
 
 TINY = ClipConfig(
     image_size=24, patch=8, vision_width=32, vision_layers=4, vision_heads=2, embed_dim=16, text_width=24, text_layers=3,
     text_heads=2, vocab=50, context=20, vv_blocks=2, sos=1, eos=2, dot=3, pad=0,
 )  # fmt: skip
+
+
+# Compiled once per shape and configuration for all tests, and without optimising: most of the time here is compilation.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@partial(jit, static_argnames=("cfg", "vv", "layers", "lora_dropout"))
+def images_with(cfg, params, x, *, lora=None, vv=False, layers=None, key=None, lora_scale=2.0, lora_dropout=0.1):
+    return encode_image(clip_module(cfg, params), x, lora=lora, vv=vv, layers=layers, dropout_key=key,
+                        lora_scale=lora_scale, lora_dropout=lora_dropout)  # fmt: skip
+
+
+@partial(jit, static_argnames="cfg")
+def text_with(cfg, params, embeds, eot, deep=None):
+    return encode_text(clip_module(cfg, params), embeds, eot, deep)
+
+
+@partial(jit, static_argnames="cfg")
+def tokens_with(cfg, params, ids):
+    return encode_tokens(clip_module(cfg, params), ids)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -51,65 +76,70 @@ def recorded(shared_reference) -> Recorded:
 @pytest.fixture(scope="module")
 def small(recorded):
     cfg = clip_config_from_state_dict(recorded.clip_state, vv_blocks=recorded.manifest["configs"]["SMALL"]["DPAM_layer"] - 1)
-    return clip_module(cfg, clip_from_state_dict(recorded.clip_state, cfg))
+    return cfg, clip_from_state_dict(recorded.clip_state, cfg)
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """Parameters of the tiny configuration with nothing at its initial zero or one, images, LoRA factors that matter."""
-    keys = iter(jax.random.split(jax.random.key(0), 99))
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), init_clip(next(keys), TINY))
-    lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), init_lora(next(keys), TINY, 4))
-    return params, jax.random.normal(next(keys), (2, 3, 24, 24, 3)), lora
+    rng = np.random.default_rng(0)
+    moved = lambda x, by: np.asarray(x) + by * rng.standard_normal(x.shape).astype(np.float32)  # noqa: E731
+    params = jax.tree.map(lambda x: moved(x, 0.05), init_clip(jax.random.key(0), TINY))
+    sizes = {"fc": (32, 128), "proj": (128, 32)}
+    lora = {k: {"a": 0.1 * normal(2, 4, i, 4), "b": 0.1 * normal(3, 4, 4, o)} for k, (i, o) in sizes.items()}
+    return params, normal(1, 2, 3, 24, 24, 3), lora
 
 
 # ---- the authors' code
 
 
 def test_plain_tower_as_recorded(recorded, small):
-    found = encode_image(small, nhwc(recorded.input("a/image")), layers=(2, 4, 6))
+    found = images_with(*small, nhwc(recorded.input("a/image")), layers=(2, 4, 6))
     recorded.check("a/cls", found.cls)
     for row, layer in enumerate((2, 4, 6)):
         recorded.check(f"a/patch_l{layer}", found.tokens[row])
 
 
 def test_positions_are_interpolated_for_another_size_as_recorded(recorded, small):
-    found = encode_image(small, nhwc(recorded.input("a/image64")))
+    found = images_with(*small, nhwc(recorded.input("a/image64")))
     recorded.check("a/cls_64", found.cls)
     recorded.check("a/patch_l6_64", found.tokens[0])
 
 
 def test_vv_path_as_recorded(recorded, small):
-    found = encode_image(small, nhwc(recorded.input("b/image")), layers=(2, 4, 6), vv=True)
+    found = images_with(*small, nhwc(recorded.input("b/image")), layers=(2, 4, 6), vv=True)
     recorded.check("b/cls", found.cls)
     for row, layer in enumerate((2, 4, 6)):
         recorded.check(f"b/patch_l{layer}", found.tokens[row])
 
 
 def test_depth_tower_with_lora_as_recorded(recorded, small):
-    params, lora = vision_from_state_dict(recorded.state("visual_depth."), small.cfg)
-    found = encode_image(clip_module(small.cfg, params), nhwc(recorded.input("c/depth")), lora=lora)
+    params, lora = vision_from_state_dict(recorded.state("visual_depth."), small[0])
+    found = images_with(small[0], params, nhwc(recorded.input("c/depth")), lora=lora)
     recorded.check("c/cls", found.cls)
     recorded.check("c/patch_l6", found.tokens[0])
 
 
 def test_plain_text_as_recorded(recorded, small):
-    recorded.check("d/text_features", encode_tokens(small, recorded.array("d/tokens")))
+    recorded.check("d/text_features", tokens_with(*small, recorded.array("d/tokens")))
 
 
 def test_text_with_deep_prompts_as_recorded(recorded, small):
     deep = prompts_from_state_dict(recorded.state("ctx_", "compound_", "pointnet.", "point_feature"))["deep"]
-    eot = (recorded.array("e/tokenized") == small.cfg.eos).argmax(-1)
-    recorded.check("e/text_features", encode_text(small, recorded.array("e/prompts"), eot, deep))
+    eot = (recorded.array("e/tokenized") == small[0].eos).argmax(-1)
+    recorded.check("e/text_features", text_with(*small, recorded.array("e/prompts"), eot, deep))
     rounded = deep.astype(np.float16).astype(np.float32)
-    recorded.check("e/text_features_fp16_deep", encode_text(small, recorded.array("e/prompts"), eot, rounded))
+    recorded.check("e/text_features_fp16_deep", text_with(*small, recorded.array("e/prompts"), eot, rounded))
 
 
 def test_similarity_maps_as_recorded(recorded):
     tokens, text = recorded.input("i/tokens"), recorded.input("i/text")
-    recorded.check("i/similarity", jax.nn.softmax(text_logits(tokens, text), axis=-1))
-    recorded.check("i/map", upsample(similarity_grid(tokens[:, 1:], text), 48))
-    views = view_probability(tokens, text)
+    similarity, maps, views = jit(lambda tokens, text: (
+        probabilities(text_logits(tokens, text)), upsample(similarity_grid(tokens[:, 1:], text), 48),
+        view_probability(tokens, text),
+    ))(tokens, text)  # fmt: skip
+    recorded.check("i/similarity", similarity)
+    recorded.check("i/map", maps)
     np.testing.assert_allclose(views, recorded.array("i/similarity")[..., 1], atol=2e-6)
 
 
@@ -199,7 +229,7 @@ def test_both_towers_equal_transformers(hugging_face):
     state = _openai_names(model)
     cfg = clip_config_from_state_dict(state, vision_heads=2, text_heads=2)
     assert (cfg.vision_layers, cfg.text_layers, cfg.image_size, cfg.eos) == (4, 3, 24, 49)
-    clip = clip_module(cfg, clip_from_state_dict(state, cfg))
+    params = clip_from_state_dict(state, cfg)
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((5, 3, 24, 24)).astype(np.float32)
@@ -211,10 +241,10 @@ def test_both_towers_equal_transformers(hugging_face):
         tokens = model.visual_projection(model.vision_model.post_layernorm(hidden))
         text = model.get_text_features(torch.from_numpy(ids))
     pooled, text = (x if torch.is_tensor(x) else x.pooler_output for x in (pooled, text))
-    found = encode_image(clip, nhwc(images))
+    found = images_with(cfg, params, nhwc(images))
     np.testing.assert_allclose(found.cls, pooled, atol=2e-5)
     np.testing.assert_allclose(found.tokens[0], tokens, atol=2e-5)
-    np.testing.assert_allclose(encode_tokens(clip, ids), text, atol=2e-5)
+    np.testing.assert_allclose(tokens_with(cfg, params, ids), text, atol=2e-5)
 
 
 # ---- properties
@@ -222,52 +252,53 @@ def test_both_towers_equal_transformers(hugging_face):
 
 def test_leading_axes_do_not_matter(tiny):
     params, images, lora = tiny
-    clip = clip_module(TINY, params)
-    whole = encode_image(clip, images, vv=True, lora=lora, layers=(3, 4))
+    whole = images_with(TINY, params, images, vv=True, lora=lora, layers=(3, 4))
     assert whole.cls.shape == (2, 3, 16) and whole.tokens.shape == (2, 2, 3, 10, 16)
-    one = encode_image(clip, images[1, 2], vv=True, lora=lora, layers=(3, 4))
+    one = images_with(TINY, params, images[1, 2], vv=True, lora=lora, layers=(3, 4))
     np.testing.assert_allclose(one.cls, whole.cls[1, 2], atol=1e-5)
     np.testing.assert_allclose(one.tokens, whole.tokens[:, 1, 2], atol=1e-5)
 
-    embeds = jax.random.normal(jax.random.key(1), (2, 2, 12, 24))
-    text = encode_text(clip, embeds, jnp.array([5, 8]))
-    np.testing.assert_allclose(encode_text(clip, embeds[1, 1], jnp.array(8)), text[1, 1], atol=1e-5)
+    embeds = normal(2, 2, 2, 10, 24)
+    text = text_with(TINY, params, embeds, np.array([5, 8]))
+    np.testing.assert_allclose(text_with(TINY, params, embeds[1, 1], np.array(8)), text[1, 1], atol=1e-5)
 
 
 def test_what_follows_the_end_of_text_does_not_matter(tiny):
-    clip = clip_module(TINY, tiny[0])
-    ids = jnp.array([[1, 7, 9, 3, 2, 0, 0, 0], [1, 7, 9, 3, 2, 8, 8, 2]])
-    text = encode_tokens(clip, ids)
+    params = tiny[0]
+    ids = np.array([[1, 7, 9, 3, 2, 0, 0, 0], [1, 7, 9, 3, 2, 8, 8, 2], [1, 7, 10, 3, 2, 0, 0, 0]])
+    text = tokens_with(TINY, params, ids)
     np.testing.assert_allclose(text[0], text[1], atol=1e-6)
-    np.testing.assert_allclose(encode_tokens(clip, ids[0, :5]), text[0], atol=1e-6)
-    assert np.abs(encode_tokens(clip, ids[0].at[2].set(10)) - text[0]).max() > 1e-2
-    np.testing.assert_allclose(encode_text(clip, embed_tokens(clip, ids), jnp.array([4, 4])), text, atol=1e-6)
+    assert np.abs(text[2] - text[0]).max() > 1e-2
+    np.testing.assert_allclose(tokens_with(TINY, params, ids[0, :5]), text[0], atol=1e-6)
+    embeds = embed_tokens(clip_module(TINY, params), ids)
+    np.testing.assert_allclose(text_with(TINY, params, embeds, np.array([4, 4, 4])), text, atol=1e-6)
 
 
 def test_deep_prompts_replace_the_context_in_every_block_but_the_first(tiny):
-    clip = clip_module(TINY, tiny[0])
-    embeds = jax.random.normal(jax.random.key(1), (10, 24))
-    deep = jax.random.normal(jax.random.key(2), (2, 4, 24))
-    eot = jnp.array(8)
-    text = encode_text(clip, embeds, eot, deep)
-    changes = jax.jacobian(lambda d: encode_text(clip, embeds, eot, d))(deep)
-    assert np.all(np.abs(changes).max((0, 3)) > 1e-4), "every deep token of every block takes part"
-    only_first = encode_text(clip, embeds, eot, deep[:1])
-    assert np.abs(only_first - text).max() > 1e-3
+    params, embeds, deep, eot = tiny[0], normal(3, 10, 24), normal(4, 2, 4, 24), np.array(8)
+    slopes = jit(jax.grad(lambda d: jnp.sin(encode_text(clip_module(TINY, params), embeds, eot, d)).sum()))(deep)
+    assert np.all(np.abs(slopes).max(-1) > 1e-4), "every deep token of every block takes part"
+    text = text_with(TINY, params, embeds, eot, deep)
+    moved = embeds.copy()
+    moved[1:5] += 1  # read by block 1 alone, so still of influence ...
+    assert 0 < np.abs(text_with(TINY, params, moved, eot, deep) - text).max()
+    short = text_with(TINY, params, embeds, eot, deep[:1])
+    assert np.abs(short - text).max() > 1e-3
     with pytest.raises(ValueError, match="deep prompts for 3 blocks"):
-        encode_text(clip, embeds, eot, jnp.zeros((3, 4, 24)))
+        text_with(TINY, params, embeds, eot, np.zeros((3, 4, 24)))
 
 
 def test_lora_starts_at_the_plain_tower_and_merges(tiny):
     params, images, lora = tiny
-    clip = clip_module(TINY, params)
-    plain = encode_image(clip, images)
-    fresh = encode_image(clip, images, lora=init_lora(jax.random.key(3), TINY, 8))
-    np.testing.assert_array_equal(fresh.tokens, plain.tokens)
+    plain = images_with(TINY, params, images)
+    fresh = init_lora(jax.random.key(3), TINY, 4)
+    assert fresh["fc"]["a"].shape == (4, 32, 4) and fresh["proj"]["b"].shape == (4, 4, 32)
+    assert np.abs(fresh["proj"]["a"]).max() > 0
+    np.testing.assert_allclose(images_with(TINY, params, images, lora=fresh).tokens, plain.tokens, atol=1e-6)
 
-    with_lora = encode_image(clip, images, lora=lora, lora_scale=1.5)
+    with_lora = images_with(TINY, params, images, lora=lora, lora_scale=1.5)
     visual = {**params["visual"], "blocks": merge_lora(params["visual"]["blocks"], lora, 1.5)}
-    merged = encode_image(clip_module(TINY, {"visual": visual}), images)
+    merged = images_with(TINY, {**params, "visual": visual}, images)
     assert np.abs(with_lora.cls - plain.cls).max() > 1e-2
     np.testing.assert_allclose(merged.cls, with_lora.cls, atol=2e-5)
     np.testing.assert_allclose(merged.tokens, with_lora.tokens, atol=2e-5)
@@ -275,32 +306,29 @@ def test_lora_starts_at_the_plain_tower_and_merges(tiny):
 
 def test_lora_dropout_is_drawn_by_key_and_right_on_average(tiny):
     params, images, lora = tiny
-    clip = clip_module(TINY, params)
-    draw = jax.jit(lambda key, rate: encode_image(clip, images[0], lora=lora, dropout_key=key, lora_dropout=rate).cls,
-                   static_argnums=1)  # fmt: skip
-    dropped = draw(jax.random.key(0), 0.5)
-    np.testing.assert_array_equal(dropped, draw(jax.random.key(0), 0.5))
-    assert np.abs(dropped - draw(jax.random.key(1), 0.5)).max() > 1e-3
-    none = encode_image(clip, images[0], lora=lora).cls
-    np.testing.assert_allclose(draw(jax.random.key(0), 0.0), none, atol=1e-5)
+    keys = jax.random.split(jax.random.key(0))
+    first, again, second = (images_with(TINY, params, images, lora=lora, key=k).cls for k in (keys[0], keys[0], keys[1]))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 1e-3
     factors = jax.tree.map(lambda x: x[0], lora["fc"])
-    from gsclip_jax.lora import lora_delta
-
-    x = jnp.broadcast_to(jax.random.normal(jax.random.key(4), (32,)), (20000, 32))
-    mean = lora_delta(factors, x, scale=2.0, dropout=0.3, key=jax.random.key(5)).mean(0)
-    np.testing.assert_allclose(mean, lora_delta(factors, x[:1], scale=2.0)[0], atol=0.03)
+    x = np.broadcast_to(normal(5, 32), (20000, 32))
+    delta = jit(partial(lora_delta, scale=2.0, dropout=0.3))(factors, x, key=keys[0])
+    exact = 2 * x[0] @ factors["a"] @ factors["b"]
+    np.testing.assert_allclose(delta.mean(0), exact, atol=0.03)
+    assert np.std(delta, axis=0).min() > 0.01
 
 
 def test_vv_path_without_blocks_is_the_plain_tower(tiny):
     params, images, _ = tiny
-    plain = encode_image(clip_module(TINY, params), images, layers=(1, 2, 3, 4))
-    none = encode_image(clip_module(dataclasses.replace(TINY, vv_blocks=0), params), images, vv=True, layers=(1, 2, 3, 4))
+    every = (1, 2, 3, 4)
+    plain = images_with(TINY, params, images, layers=every)
+    none = images_with(dataclasses.replace(TINY, vv_blocks=0), params, images, vv=True, layers=every)
     np.testing.assert_array_equal(none.tokens, plain.tokens)
-    some = encode_image(clip_module(TINY, params), images, vv=True, layers=(1, 2, 3, 4))
+    some = images_with(TINY, params, images, vv=True, layers=every)
     np.testing.assert_allclose(some.tokens[:2], plain.tokens[:2], atol=1e-5)
     np.testing.assert_allclose(some.cls, plain.cls, atol=1e-5)
-    assert min(np.abs(some.tokens[2:] - plain.tokens[2:]).max((1, 2, 3, 4))) > 1e-2
-    last = encode_image(clip_module(TINY, params), images, vv=True)
+    assert np.abs(some.tokens[2:] - plain.tokens[2:]).max((1, 2, 3, 4)).min() > 1e-2
+    last = images_with(TINY, params, images, vv=True)
     np.testing.assert_allclose(last.tokens[0], some.tokens[3], atol=1e-5)
 
 
@@ -308,26 +336,28 @@ def test_remat_changes_neither_values_nor_gradients(tiny):
     params, images, lora = tiny
 
     def loss(lora, cfg):
-        found = encode_image(clip_module(cfg, params), images[0], lora=lora, vv=True, dropout_key=jax.random.key(0))
+        found = encode_image(clip_module(cfg, params), images[0], lora=lora, vv=True)
         return jnp.square(found.cls).sum() + jnp.square(found.tokens).sum()
 
-    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (value, grads), (value_r, grads_r) = (step(lora, dataclasses.replace(TINY, remat=r)) for r in (False, True))
+    step = jit(jax.value_and_grad(loss), static_argnums=1)
+    remat = dataclasses.replace(TINY, remat=True)
+    (value, grads), (value_r, grads_r) = step(lora, TINY), step(lora, remat)
     np.testing.assert_allclose(value_r, value, rtol=1e-6)
     for ours, other in zip(jax.tree.leaves(grads_r), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-4 * np.abs(other).max())
-        assert np.abs(ours).max() > 0
-    text = str(jax.make_jaxpr(lambda p: loss(p, dataclasses.replace(TINY, remat=True)))(lora))
-    assert "remat" in text or "checkpoint" in text
+        assert np.abs(ours).max((1, 2)).min() > 0, "gradients in every layer"
+    inside = [str(jax.make_jaxpr(partial(loss, cfg=cfg))(lora)) for cfg in (TINY, remat)]
+    assert "remat" not in inside[0] and "remat" in inside[1]
 
 
-def test_bfloat16_stays_near_float32_and_keeps_parameters(tiny):
-    params, images, lora = tiny
-    exact = encode_image(clip_module(TINY, params), images, lora=lora, vv=True)
-    rough = encode_image(clip_module(dataclasses.replace(TINY, dtype="bfloat16"), params), images, lora=lora, vv=True)
-    assert rough.cls.dtype == jnp.bfloat16
-    cosine = lambda a, b: (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)  # noqa: E731
-    assert cosine(np.asarray(exact.tokens), np.asarray(rough.tokens, np.float32)).min() > 0.99
+def test_bfloat16_stays_near_float32(tiny):
+    params, images, _ = tiny
+    exact = np.asarray(images_with(TINY, params, images, vv=True).tokens)
+    rough = images_with(dataclasses.replace(TINY, dtype="bfloat16"), params, images, vv=True).tokens
+    assert rough.dtype == jnp.bfloat16
+    rough = np.asarray(rough, np.float32)
+    cosines = (exact * rough).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(rough, axis=-1)
+    assert cosines.min() > 0.99
 
 
 def test_preprocessing_by_hand():
