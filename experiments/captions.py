@@ -1,7 +1,7 @@
 """Sentences for pretraining the embedded CLIP, and its word tokenizer.
 
-A caption names the kind of picture, the condition, the solid and the side it is seen from. The vocabulary is made of the words that
-can occur, so that the token ids never depend on which captions were drawn.
+A caption names the kind of picture, the condition, the solid and the side it is seen from. The vocabulary is made of the words
+that can occur, so that the token ids never depend on which captions were drawn.
 """
 
 from __future__ import annotations

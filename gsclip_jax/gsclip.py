@@ -22,7 +22,7 @@ from gsclip_jax.lift import lift, smooth_grid, smooth_neighbours, upsample
 from gsclip_jax.lora import init_lora
 from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
 from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
-from gsclip_jax.prompts import PromptConfig, init_prompts, prompts, shape_prompt, special_embeddings
+from gsclip_jax.prompts import PromptConfig, deep_prompts, init_prompts, prompts, shape_prompt, special_embeddings
 from gsclip_jax.srm import SrmConfig, init_srm, srm, unit
 
 
@@ -135,12 +135,11 @@ class GsClip:
             shape_prompt(params["prompts"], shape) if cfg.use_shape_prompt else None,
             tokens if cfg.use_defect_prompt else None,
             special_embeddings(clip),
-            batch=cloud.shape[0],
+            length=None,
         )
-        deep = params["prompts"]["deep"]
-        if cfg.switches.round_deep_prompts:
-            deep = deep.astype(jnp.float16).astype(jnp.float32)
+        deep = deep_prompts(params["prompts"], rounded=cfg.switches.round_deep_prompts)
         text = unit(encode_text(clip, embeds, eot, deep).astype(jnp.float32))
+        text = jnp.broadcast_to(text, (cloud.shape[0], *text.shape[1:]))
         return text, {**stats, "pointnet2": net_stats}, {"scores": scores, "topk": topk}
 
     # ---- visual side
@@ -195,9 +194,7 @@ class GsClip:
         cells = jax.nn.softmax(logits[:, :, 1:], axis=-1).reshape(*tokens.shape[:2], side, side, 2)
         return Predictions(logits[:, :, 0], cells, tokens[:, :, 0])
 
-    def tokens_of_stage(
-        self, stage: str, params: Params, batch: Arrays, key: jax.Array | None = None
-    ) -> jax.Array:
+    def tokens_of_stage(self, stage: str, params: Params, batch: Arrays, key: jax.Array | None = None) -> jax.Array:
         """Visual tokens of a stage; `key` turns LoRA's dropout on."""
         render = self.render_tokens(params, batch)
         if stage == "stage1":
@@ -218,7 +215,7 @@ class GsClip:
 
     def loss(self, stage: str, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array):
         """Stage 1: L_cla + L_seg. Stage 2: L_cla + L_seg + consistency * L_con. Differentiated in `trainable` (method.Method)."""
-        cfg, switches = self.cfg, self.cfg.switches
+        switches = self.cfg.switches
         params = {**frozen, **trainable}
         if stage == "stage2" and not switches.lora_trains:
             params = {**params, "lora": jax.lax.stop_gradient(params["lora"])}

@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 class Stage:
     """One stage of training: which groups train, at which learning rate, and which stay as they are.
 
-    Every group of the method's parameters must be named once, in `train` or in `frozen`; anything else is an error (train.partition).
+    Every group of the method's parameters must be named once, in `train` or in `frozen`; else train.partition raises.
     """
 
     name: str

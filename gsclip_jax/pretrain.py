@@ -1,7 +1,8 @@
 """Training the small embedded models from nothing: a CLIP on captioned views, and a PointNet++ start on clouds.
 
-Both are Methods, so `fit` trains them like any stage. Views come from the pretraining categories alone, which no experiment trains
-or tests on. The CLIP sees render views through the V-V path and depth views through the plain path, as GS-CLIP will use them.
+Both are Methods, so `fit` trains them like any stage. Views come from the pretraining categories alone, which no experiment
+trains or tests on. Render views go through the V-V path and depth views
+through the plain path, as GS-CLIP will use them.
 """
 
 from __future__ import annotations

@@ -32,18 +32,18 @@ def embedded() -> ConfigDict:
             "root": "",
             "train_category": "bottle",
             "categories": (),  # evaluated; () = every other one
-            "points": 8192,  # scored points M
+            "points": 12288,  # scored points M
             "image_size": 112,
             "views": 9,
             "cameras": "ring",
             "window": 336,  # pixels drawn before the picture is reduced to image_size
-            "point_size": 9.0,
+            "point_size": 7.0,
             "point_sizes": {},  # category -> size, where they differ
             "cloud_points": 2048,  # N, PointNet++ input
             "neighbours": 16,
             "sample_seed": 0,
             "synthetic": {  # how the embedded data set is made; ignored for others
-                "set": "test", "difficulty": "middle", "scan_points": 10000, "seed": 0,
+                "set": "test", "difficulty": "middle", "scan_points": 14000, "seed": 0,
                 "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
             },
         },

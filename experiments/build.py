@@ -1,0 +1,201 @@
+"""From a configuration to objects: the model with its loaded weights, the records, the batches. Nothing trains here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.records import RecordSet, prepare
+from gsclip_jax.baselines.surface_variation import SurfaceVariation
+from gsclip_jax.clip import init_clip
+from gsclip_jax.convert.load import MINI, load_clip, load_pointnet2
+from gsclip_jax.convert.store import content_hash
+from gsclip_jax.gddm import GddmConfig
+from gsclip_jax.gsclip import RELEASED, GsClip, GsClipConfig, Switches
+from gsclip_jax.method import Method, Params, Stage, Stats
+from gsclip_jax.pointnet2 import PointNet2Config
+from gsclip_jax.prompts import PromptConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; one line that says why and what to set."""
+
+
+def suggest(word: str, known) -> str:
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# ---- data
+
+
+def data_config(config: ConfigDict) -> dict:
+    """config.data in the terms of data_pipelines.records."""
+    data = config.data
+    sizes = {**dict(data.point_sizes), "default": data.point_size} if data.point_sizes else data.point_size
+    keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "cloud_points", "neighbours",
+            "sample_seed")  # fmt: skip
+    return {**{key: data[key] for key in keys}, "point_size": sizes}
+
+
+def load_records(config: ConfigDict, progress=print) -> RecordSet:
+    """Finds or makes the records of the configuration (and, for the embedded data set, its scans).
+
+    Raises:
+      DataError or ConfigError, one line each.
+    """
+    data = data_config(config)
+    workers = config.workers or os.cpu_count() or 1
+    cache = Path(config.cache)
+    categories = None
+    if data["name"] == "synthetic" and not data["root"]:
+        data["root"], categories = _write_synthetic(config, cache, workers, progress)
+    elif config.data.categories:
+        categories = list(dict.fromkeys([*filter(None, [data["train_category"]]), *config.data.categories]))
+    return prepare(data, cache, workers=workers, progress=progress, categories=categories)
+
+
+def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> tuple[str, list[str]]:
+    """The embedded data set's scans on disk, in Real3D-AD's layout: the auxiliary category is larger than the others."""
+    from data_pipelines.datasets import synthetic
+
+    made, train = config.data.synthetic, config.data.train_category
+    if made["set"] not in synthetic.SETS:
+        raise ConfigError(
+            f"config.data.synthetic.set {made['set']!r}{suggest(made['set'], synthetic.SETS)} Known: {', '.join(synthetic.SETS)}"
+        )
+    everything = [name for names in synthetic.SETS.values() for name in names]
+    for name in [*filter(None, [train]), *config.data.categories]:
+        if name not in everything:
+            raise ConfigError(f"no embedded category {name!r}{suggest(name, everything)} Known: {', '.join(everything)}")
+    names = [name for name in (config.data.categories or synthetic.SETS[made["set"]]) if name != train]
+    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "workers": workers}
+    progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
+    parts = [(names, made.good, made.defective)] + ([([train], made.train_good, made.train_defective)] if train else [])
+    folders = {}
+    for wanted, good, defective in parts:
+        recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
+        folder = cache.absolute() / "scans" / f"solids-{recipe}"
+        synthetic.write(folder, categories=wanted, good=good, defective=defective, **common)
+        folders.update({name: folder / name for name in wanted})
+    # One root of links, as the counts differ between the auxiliary category and the others.
+    order = ([train] if train else []) + names
+    made_of = hashlib.sha256(json.dumps([str(folders[name]) for name in order]).encode()).hexdigest()[:12]
+    root = cache / "scans" / f"set-{made_of}"
+    root.mkdir(parents=True, exist_ok=True)
+    for name in order:
+        if not (root / name).exists():
+            (root / name).symlink_to(folders[name], target_is_directory=True)
+    return str(root), order
+
+
+def test_categories(config: ConfigDict, records: RecordSet) -> list[str]:
+    """The categories a run is evaluated on: the configured ones, else all but the auxiliary one.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    found = [name for name in records.categories() if name != config.data.train_category]
+    if config.data.categories:
+        found = [name for name in config.data.categories if name != config.data.train_category]
+    if not found:
+        raise ConfigError(f"nothing to evaluate: {config.data.train_category!r} is the only category under {config.data.root}")
+    return found
+
+
+def index_rows(records: RecordSet, categories: list[str]) -> list[dict]:
+    """Rows of the index with their number, as `gsclip_jax.evaluate` takes them."""
+    return [{**records.index[i], "object_index": int(i)} for i in records.rows(categories)]
+
+
+# ---- model
+
+
+def stages(config: ConfigDict) -> tuple[Stage, Stage]:
+    """The two rows of GS-CLIP: which groups train, and how fast."""
+    one, two = config.stage1, config.stage2
+    depth = ("clip_depth",) if _switches(config).own_depth_tower else ()
+    stage1 = Stage(
+        "stage1",
+        train={"prompts": one.learning_rate, "gddm": one.learning_rate, "pointnet2": one.pointnet2_rate},
+        frozen=("clip", "lora", "srm", *depth),
+        epochs=one.epochs, batch_size=one.batch_size,
+    )  # fmt: skip
+    stage2 = Stage(
+        "stage2",
+        train={"srm": two.learning_rate, "lora": two.learning_rate * two.lora_factor},
+        frozen=("clip", "prompts", "gddm", "pointnet2", *depth),
+        epochs=two.epochs, batch_size=two.batch_size,
+    )  # fmt: skip
+    return stage1, stage2
+
+
+def _switches(config: ConfigDict) -> Switches:
+    if config.variant not in ("paper", "released"):
+        hint = suggest(config.variant, ("paper", "released"))
+        raise ConfigError(f"config.variant is {config.variant!r}{hint} Known: paper, released")
+    start = RELEASED if config.variant == "released" else Switches()
+    if config.variant == "released" and config.data.name in ("real3d", "anomaly_shapenet"):
+        start = replace(start, depth_through_render=True)
+    try:
+        return replace(start, **dict(config.model.switches))
+    except TypeError as error:
+        raise ConfigError(f"config.model.switches: {error}; known: {', '.join(Switches.__dataclass_fields__)}") from None
+
+
+def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
+    """The method, its parameters with the loaded weights, statistics, and a record of where the weights came from.
+
+    Raises:
+      ConfigError, or the converters' one-line errors.
+    """
+    if config.method == "surface_variation":
+        return SurfaceVariation(), {}, {}, {}
+    if config.method != "gsclip":
+        raise ConfigError(f"no method {config.method!r}{suggest(config.method, ('gsclip', 'surface_variation'))}")
+    changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
+    if config.clip.vv_blocks >= 0:
+        changes["vv_blocks"] = config.clip.vv_blocks
+    clip_cfg, clip, _, sha256 = load_clip(config.clip.name, **changes)
+    weights = {"clip": sha256}
+    if config.data.image_size % clip_cfg.patch:
+        raise ConfigError(f"config.data.image_size {config.data.image_size} is no multiple of the CLIP's patch, {clip_cfg.patch}")
+    if config.clip.random:
+        clip = init_clip(jax.random.key(config.seed + 1), clip_cfg)
+        weights["clip"] = content_hash(clip)
+
+    m, p = config.model, config.pointnet2
+    net = PointNet2Config(centroids=tuple(p.centroids), radii=tuple(p.radii), neighbours=p.neighbours)
+    cfg = GsClipConfig(
+        clip=clip_cfg, pointnet2=net,
+        gddm=GddmConfig(text_dim=clip_cfg.text_width, prototypes=m.prototypes, top_k=m.top_k, defect_tokens=m.defect_tokens),
+        prompts=PromptConfig(
+            context_tokens=m.n_ctx, deep_depth=m.deep_depth, deep_tokens=m.n_deep, shape_dim=net.shape_dim
+        ),
+        lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
+        smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
+        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
+        switches=_switches(config),
+    )  # fmt: skip
+    method = GsClip(cfg, stages(config))
+    params, stats = jax.jit(method.init)(jax.random.key(config.seed))
+    params["clip"] = clip
+    if cfg.switches.own_depth_tower:
+        params["clip_depth"] = {"visual": init_clip(jax.random.key(config.seed + 2), clip_cfg)["visual"]}
+        weights["clip_depth"] = content_hash(params["clip_depth"])
+    if p.weights:
+        source = MINI if p.weights == "mini" else p.weights
+        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(source, net)
+    return method, params, stats, weights
+
+
+def parameter_count(params: Params) -> dict[str, int]:
+    return {group: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for group, tree in params.items()}

@@ -1,0 +1,110 @@
+"""`--config pretrain.py`: the embedded CLIP and PointNet++ start, from rendered solids of the pretraining categories to one file.
+
+Both train through the same `fit` as everything else, so a killed pretraining continues.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.input import eval_batches
+from data_pipelines.records import RecordSet
+from experiments.build import load_records
+from experiments.captions import Captioner, make_tokenizer, vocabulary
+from gsclip_jax.clip import ClipConfig
+from gsclip_jax.convert.store import save_params
+from gsclip_jax.method import Stage
+from gsclip_jax.pointnet2 import PointNet2Config
+from gsclip_jax.pretrain import ClipPretraining, PointPretraining, cloud_batches, view_batches
+from gsclip_jax.sharding import make_mesh
+from gsclip_jax.train import fit
+from gsclip_jax.writer import MetricWriter
+
+CONTEXT = 77  # room for the learned prompts; captions need 24
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Renders, trains both networks, writes config.out."""
+    from data_pipelines.datasets.synthetic import SETS
+
+    records = load_records(config)
+    names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
+    tokenizer = make_tokenizer(names)
+    mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
+    views = _load(records, ("render", "depth", "view_mask"))
+
+    m, c, p = config.mini, config.clip_stage, config.point_stage
+    clip_cfg = ClipConfig(
+        image_size=config.data.image_size, vocab=len(vocabulary(names)), context=CONTEXT, sos=2, eos=3, dot=4, pad=0,
+        mean=(0.7,) * 3, std=(0.3,) * 3,
+        **dict(m),
+    )  # fmt: skip
+    row = Stage(
+        "clip", {"clip": c.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True, warmup_steps=c.warmup_steps,
+        weight_decay=c.weight_decay, clip_norm=1.0,
+    )  # fmt: skip
+    method = ClipPretraining(clip_cfg, row, c.local_weight)
+    params, stats = method.init(jax.random.key(config.seed))
+    captioner = Captioner(tokenizer)
+    batches = lambda first: view_batches(  # noqa: E731
+        views, captioner, batch_size=c.batch_size, patch=m.patch, seed=config.seed, first=first
+    )
+    params, _ = fit(method, row, params, stats, batches, c.steps, workdir / "clip", mesh=mesh, seed=config.seed, writer=writer)
+
+    points = _load(records, ("xyz", "point_mask"))
+    net = PointNet2Config(
+        centroids=tuple(config.pointnet2.centroids), radii=tuple(config.pointnet2.radii), neighbours=config.pointnet2.neighbours
+    )
+    row = Stage("points", {"pointnet2": p.learning_rate, "head": p.learning_rate}, (), 1, p.batch_size, betas=(0.9, 0.98),
+                cosine=True, warmup_steps=50)  # fmt: skip
+    kinds = {name: i for i, name in enumerate(records.categories())}
+    category = np.array([kinds[row["category"]] for row in records.index])
+    teacher = PointPretraining(net, row, len(kinds))
+    start, stats = teacher.init(jax.random.key(config.seed + 1))
+    batches = lambda first: cloud_batches(  # noqa: E731
+        points["xyz"], points["point_mask"], category, batch_size=p.batch_size, points=config.data.cloud_points,
+        seed=config.seed, first=first,
+    )  # fmt: skip
+    start, stats = fit(
+        teacher, row, start, stats, batches, p.steps, workdir / "points", mesh=mesh, seed=config.seed, writer=writer
+    )
+
+    out = Path(config.out)
+    tree = {"clip": params["clip"], "pointnet2": start["pointnet2"], "stats": {"pointnet2": stats["pointnet2"]}}
+    about = {
+        "kind": "mini",
+        "clip": clip_cfg.to_json(),
+        "made_by": {
+            "command": "python -m experiments.run --config pretrain.py",
+            "config": json.loads(config.to_json_best_effort()),
+        },
+    }
+    sha256 = save_params(out, jax.device_get(tree), config=about, dtype="float16")
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
+    print(f"wrote {out} ({(out / 'params.safetensors').stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]})")
+
+
+def _load(records: RecordSet, fields: tuple[str, ...]) -> dict:
+    """Fields of all objects in memory (they are small here), with their names."""
+    found = {name: [] for name in fields}
+    for batch in eval_batches(records, batch_size=8):
+        for name in fields:
+            found[name].append(batch[name][batch["real"]])
+    return {
+        **{name: np.concatenate(parts) for name, parts in found.items()},
+        "category": [row["category"] for row in records.index],
+        "defect": [row["defect"] for row in records.index],
+    }
+
+
+def example_captions(count: int = 8, seed: int = 0) -> list[str]:
+    """A few sentences the captioner can draw, to look at."""
+    rng, captioner = np.random.default_rng(seed), Captioner(make_tokenizer(("gear", "bowl")))
+    draw = itertools.cycle([("render", "gear", 1, "dent"), ("depth", "bowl", 0, None)])
+    return [captioner.sentence(rng, *next(draw)) for _ in range(count)]

@@ -1,0 +1,245 @@
+"""python -m experiments.run --config stage2.py[:preset] [--workdir DIR] [--config.section.key=value ...]
+
+Runs what is missing in the work directory and reuses what is there. A bare configuration name is looked up in
+experiments/configs; without a preset it is the embedded default (minutes on a laptop, no downloads).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+CONFIGS = Path(__file__).parent / "configs"
+USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.section.key=value ...]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status; every expected failure is one line on standard error."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        config, workdir = parse(sys.argv[1:] if arguments is None else arguments)
+        run(config, workdir)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues where this one was", file=sys.stderr)
+        return 130
+    except (ValueError, FloatingPointError) as error:
+        if os.environ.get("GSCLIP_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if os.environ.get("GSCLIP_TRACEBACK"):
+            raise
+        hint = "; free some space and run the same command again" if error.errno == 28 else ""
+        print(f"error: {error.strerror or error}{': ' + str(error.filename) if error.filename else ''}{hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop(*_):
+    raise KeyboardInterrupt
+
+
+def parse(arguments: list[str]):
+    """(configuration, work directory) of a command line.
+
+    Raises:
+      ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
+    """
+    from experiments.build import ConfigError, suggest
+
+    name, workdir, changes = None, None, []
+    rest = list(arguments)
+    if not rest or rest[0] in ("-h", "--help"):
+        raise ConfigError(f"{USAGE}; configurations: {', '.join(_configurations())}")
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option.startswith("--config."):
+            if not equals:
+                if not rest:
+                    raise ConfigError(f"{option} needs a value: {option}=VALUE")
+                value = rest.pop(0)
+            changes.append((option.removeprefix("--config."), value))
+        elif option in ("--config", "--workdir"):
+            if not equals:
+                if not rest:
+                    raise ConfigError(f"{option} needs a value. {USAGE}")
+                value = rest.pop(0)
+            name, workdir = (value, workdir) if option == "--config" else (name, value)
+        else:
+            raise ConfigError(f"unknown option {option!r}{suggest(option, ('--config', '--workdir'))} {USAGE}")
+    if name is None:
+        raise ConfigError(f"no --config given. {USAGE}")
+    config = load_config(name)
+    for key, value in changes:
+        set_key(config, key, value)
+    return config, Path(workdir) if workdir else default_workdir(config)
+
+
+def _configurations() -> list[str]:
+    files = (p for p in CONFIGS.rglob("*.py") if p.stem not in ("common", "__init__"))
+    return sorted(p.relative_to(CONFIGS).as_posix() for p in files)
+
+
+def load_config(name: str):
+    """The configuration of `file.py[:preset]`; bare names resolve to experiments/configs.
+
+    Raises:
+      ConfigError: no such file or preset.
+    """
+    from experiments.build import ConfigError, suggest
+
+    path, _, preset = name.partition(":")
+    file = Path(path) if Path(path).is_file() else CONFIGS / path
+    if not file.suffix:
+        file = file.with_suffix(".py")
+    if not file.is_file():
+        known = _configurations()
+        raise ConfigError(f"no configuration {path!r}{suggest(path, known)} Known: {', '.join(known)}")
+    spec = importlib.util.spec_from_file_location(f"gsclip_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(preset or None)
+    except ValueError as error:
+        raise ConfigError(f"{file.name}: {error}") from None
+
+
+def set_key(config, key: str, value: str) -> None:
+    """config.a.b = value, read as the type that is there.
+
+    Raises:
+      ConfigError: no such key, or a value that does not fit.
+    """
+    from experiments.build import ConfigError, suggest
+
+    *path, last = key.split(".")
+    place = config
+    for i, part in enumerate([*path, last]):
+        open_ended = not len(place) and i > 0
+        if part not in place and not open_ended:
+            known = ".".join([*path, last][:i])
+            hint = suggest(part, place.keys())
+            raise ConfigError(f"no key config.{key}{hint} Under config{'.' + known if known else ''}: {', '.join(place.keys())}")
+        if i < len(path):
+            place = place[part]
+            if not hasattr(place, "keys"):
+                raise ConfigError(f"config.{'.'.join(path[: i + 1])} is a value, it has no key {last!r}")
+    try:
+        new = _read(value, place[last] if last in place else None)
+    except ValueError:
+        kind = type(place[last]).__name__
+        raise ConfigError(f"config.{key}={value!r} is no {kind}; it was {place[last]!r}") from None
+    with place.ignore_type():
+        place[last] = new
+
+
+def _read(text: str, old):
+    import ast
+
+    if isinstance(old, bool):
+        if text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise ValueError
+    if isinstance(old, int):
+        return int(text)
+    if isinstance(old, float):
+        return float(text)
+    if isinstance(old, tuple):
+        items = [item.strip().strip("'\"") for item in text.strip("()[] ").split(",") if item.strip()]
+        kind = type(old[0]) if old else str
+        return tuple(kind(item) for item in items)
+    if isinstance(old, str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def default_workdir(config) -> Path:
+    """runs/NAME-CATEGORY-VARIANT-sSEED, so that different experiments do not meet."""
+    if config.task == "pretrain":
+        return Path("runs/pretrain")
+    return Path("runs") / f"{config.preset or 'demo'}-{config.data.train_category}-{config.variant}-s{config.seed}"
+
+
+def run(config, workdir: Path) -> None:
+    """The whole of a configuration."""
+    import jax
+
+    # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
+    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
+    if config.task == "pretrain":
+        from experiments import pretrain
+        from experiments.pipeline import claim_workdir
+
+        claim_workdir(config, workdir)
+        return pretrain.run(config, workdir)
+    from experiments.build import ConfigError, suggest
+    from experiments.pipeline import Run, say, table
+
+    if config.task not in ("stage1", "stage2", "eval"):
+        raise ConfigError(f"config.task {config.task!r}{suggest(config.task, ('stage1', 'stage2', 'eval', 'pretrain'))}")
+    this = Run(config, workdir)
+    if config.task == "stage1":
+        this.train("stage1")
+        say(f"stage 1 is trained: {workdir / 'stage1'}")
+        return None
+    if config.task == "eval" and not (workdir / "stage2").is_dir():
+        raise ConfigError(f"{workdir} holds no trained stage 2; run stage2.py with this --workdir first")
+    results = _results(this)
+    compared = {name: _results(Run(other, workdir / "compare" / name)) for name, other in comparisons(config).items()}
+    if jax.process_index() == 0:
+        from experiments.report import write_report
+
+        say("\n" + table(results, compared))
+        seconds = results["seconds"]
+        say("\nseconds: " + ", ".join(f"{phase} {value:.0f}" for phase, value in seconds.items()))
+        write_report(this, results, compared)
+        say(f"results: {workdir / 'results.json'}, pictures: {workdir / 'report.html'}")
+    return None
+
+
+def _results(this) -> dict:
+    """From the work directory where they are complete, else by running what is missing."""
+    import json
+
+    if this.results_file.exists():
+        return json.loads(this.results_file.read_text())
+    return this.evaluate()
+
+
+def comparisons(config) -> dict:
+    """Configurations of the methods that config.compare names, on the same data and seed.
+
+    Raises:
+      ConfigError: unknown name.
+    """
+    from experiments.build import ConfigError, suggest
+
+    changes = {
+        "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
+        "surface_variation": {"method": "surface_variation"},  # no learning
+    }
+    found = {}
+    for name in config.compare:
+        if name not in changes:
+            raise ConfigError(f"config.compare: no {name!r}{suggest(name, changes)} Known: {', '.join(changes)}")
+        other = config.copy_and_resolve_references()
+        other.compare = ()
+        other.update(changes[name])
+        found[name] = other
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Methods to compare with; each is one file."""
