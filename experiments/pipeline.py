@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
 from data_pipelines.records import RecordSet
 from experiments.build import ConfigError, build_model, index_rows, load_records, parameter_count, test_categories
+from experiments.export import save_model
 from gsclip_jax import evaluate
 from gsclip_jax.features import store_features
 from gsclip_jax.method import Method, Params, Stage, Stats
@@ -184,6 +185,8 @@ class Run:
             evaluate.score_objects(method, params, stats, index, batches, self.workdir / "eval", mesh=self.mesh)
             tables = evaluate.tabulate(index, self.workdir / "eval")
         config = self.config
+        if jax.process_index() == 0 and method.stages:
+            save_model(self.workdir / "model", config, params, stats, weights)
         results = {
             "dataset": config.data.name, "train_category": config.data.train_category, "preset": config.preset,
             "variant": config.variant, "method": config.method, "seed": config.seed, "categories": tables,

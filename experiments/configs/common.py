@@ -53,7 +53,7 @@ def embedded() -> ConfigDict:
             "centroids": (256, 64, 16, 8), "radii": (0.15, 0.3, 0.6, 0.9), "neighbours": 32,
         },
         "model": {
-            "n_ctx": 12, "deep_depth": 4, "n_deep": 4,
+            "n_ctx": 12, "deep_depth": 3, "n_deep": 4,
             "prototypes": 32, "top_k": 12, "defect_tokens": 1,
             "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1,
             "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3, "srm_residual": True,

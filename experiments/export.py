@@ -1,0 +1,44 @@
+"""A trained model as one small directory: what training changed, the configuration, and the hash of the CLIP it belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.build import ConfigError, build_model
+from gsclip_jax.convert.store import is_stored, load_params, save_params
+from gsclip_jax.method import Method, Params, Stats
+
+EMBEDDED = Path(__file__).parents[1] / "gsclip_jax" / "assets" / "demo"
+
+
+def save_model(folder: Path, config: ConfigDict, params: Params, stats: Stats, weights: dict, dtype: str = "float32") -> None:
+    """Writes the groups that training changed (never the CLIP) with the statistics and the whole configuration."""
+    trained = {group: tree for group, tree in params.items() if group not in ("clip", "clip_depth")}
+    about = {"kind": "gsclip", "config": json.loads(config.to_json_best_effort()), "clip_sha256": weights.get("clip")}
+    save_params(folder, jax.device_get({**trained, "stats": stats}), config=about, dtype=dtype)
+
+
+def load_model(folder: Path) -> tuple[Method, Params, Stats, ConfigDict]:
+    """The trained method of `save_model`, with its CLIP loaded from where the configuration says.
+
+    Raises:
+      ConfigError: no trained model there, or the CLIP found is not the one it was trained with.
+    """
+    if not is_stored(folder):
+        raise ConfigError(
+            f"{folder.parent} holds no trained model ({folder.name}/ is missing); run stage2.py with this --workdir first"
+        )
+    tree, about = load_params(folder)
+    config = ConfigDict(about["config"])
+    method, params, stats, weights = build_model(config)
+    if about["clip_sha256"] != weights.get("clip"):
+        raise ConfigError(
+            f"{folder}: trained with CLIP weights {str(about['clip_sha256'])[:12]}, but {config.clip.name} holds "
+            f"{str(weights.get('clip'))[:12]}; give the weights it was trained with"
+        )
+    stats = tree.pop("stats")
+    return method, {**params, **tree}, stats, config
