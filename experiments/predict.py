@@ -1,7 +1,7 @@
 """python -m experiments.predict SCAN... --out DIR [--workdir RUN]
 
-Scores scans of any object: DIR/NAME.ply is the scan coloured by its point scores, DIR/NAME.png shows the views and where the scores
-are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without --workdir the
+Scores scans of any object: DIR/NAME.ply is the scan coloured by its point scores, DIR/NAME.png shows the views and where the
+scores are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without --workdir the
 embedded model is used.
 """
 
