@@ -57,7 +57,7 @@ def _falling(scores: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndar
         order = np.argsort(-scores, kind="stable")
         return scores[order], marks[order]
     # One sort of 64-bit words (order-preserving code of the float above, mark below) beats argsort several times.
-    bits = (scores + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0: they are one score
+    bits = scores.view(np.uint32)  # -0.0 and 0.0 stay neighbours and compare equal
     code = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF))  # ascending code = falling float
     words = (code.astype(np.uint64) << np.uint64(32)) | marks.astype(np.uint64)
     words.sort()
