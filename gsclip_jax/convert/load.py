@@ -29,8 +29,8 @@ def convert_source(source: PathLike, *, revision: str | None = None, cache_dir: 
     """Converts a file, a directory or a hub name ('owner/model').
 
     Returns:
-        (groups of parameters, what was read, tokenizer file or directory or None). `config['source']` says where the
-        weights came from: file, format, SHA-256, and the commit for a hub name.
+        (groups of parameters, what was read (tensors dropped), tokenizer file or directory or None).
+        `config["source"]` says where the weights came from: file, format, SHA-256, and the commit for a hub name.
 
     Raises:
         WeightsError: one line: what is wrong, in which file.
@@ -56,6 +56,7 @@ def convert_source(source: PathLike, *, revision: str | None = None, cache_dir: 
     else:
         converted = authors.convert(state)
     origin = state.source() | ({"hub": name, "revision": commit} if commit else {})
+    state.tensors = {}  # frees what the parameters do not share
     converted.config |= {"kind": converted.kind, "source": origin}
     return converted, state, _tokenizer(folder)
 
