@@ -1,8 +1,8 @@
 """python -m experiments.predict SCAN... --out DIR [--workdir RUN]
 
 Scores scans of any object: DIR/NAME.ply is the scan coloured by its point scores, DIR/NAME.png shows the views and where the
-scores are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without --workdir the
-embedded model is used.
+scores are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without
+--workdir the embedded model is used.
 """
 
 from __future__ import annotations

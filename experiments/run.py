@@ -176,6 +176,7 @@ def run(config, workdir: Path) -> None:
     """The whole of a configuration."""
     import jax
 
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
     if config.task == "pretrain":

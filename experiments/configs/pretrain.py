@@ -23,7 +23,7 @@ def get_config(preset: str | None = None):
         "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 3,
     })  # fmt: skip
     config.clip_stage = ConfigDict({
-        "steps": 2000, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 1.0,
+        "steps": 1100, "batch_size": 24, "learning_rate": 1.5e-3, "warmup_steps": 60, "weight_decay": 0.05, "local_weight": 1.0,
     })  # fmt: skip
-    config.point_stage = ConfigDict({"steps": 400, "batch_size": 8, "learning_rate": 2e-3})
+    config.point_stage = ConfigDict({"steps": 240, "batch_size": 8, "learning_rate": 2e-3})
     return config
