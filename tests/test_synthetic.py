@@ -123,7 +123,7 @@ def test_bend_labels_what_moved():
     np.testing.assert_array_equal(labelled, moved > 0.05 * moved.max())
     assert 0.05 < labelled.mean() < 0.4
     lengths = [np.linalg.norm(np.diff(m.vertices[m.faces[:, :2]], axis=1), axis=2) for m in (mesh, made.mesh)]
-    assert np.median(np.abs(lengths[1] / lengths[0] - 1)) < 0.05  # bent, not torn
+    assert (lengths[1] / lengths[0]).max() < 2  # bent, not torn
 
 
 @pytest.mark.parametrize("kind", ALL_DEFECTS)
@@ -159,6 +159,7 @@ def test_layout_and_manifest(easy_set):
     files = {str(p.relative_to(easy_set)) for p in easy_set.glob("*/*/*.pcd")}
     assert files == set(rows) and len(files) == 5 * (2 + 11 + 11)
     assert {row["defect"] for row in rows.values()} == {"good", *ALL_DEFECTS}
+    together = []
     for name, row in rows.items():
         category, split, stem = Path(name).with_suffix("").parts
         xyz = read_pcd(easy_set / name)
@@ -173,6 +174,9 @@ def test_layout_and_manifest(easy_set):
         table = np.genfromtxt(truth, delimiter=" ")
         np.testing.assert_array_equal(table[:, :3].astype(np.float32), xyz)
         assert set(np.unique(table[:, 3])) == {0, 1} and table[:, 3].sum() == row["defective_points"] >= 4
+        together.append(table[cKDTree(xyz).query(xyz, 2)[1][table[:, 3] == 1, 1], 3].mean())
+    # Labels belong to their points: a labelled point's neighbour is mostly labelled too (at random: the share, some 5%).
+    assert np.mean(together) > 0.6
 
 
 def test_the_reader_of_real_data_reads_it(easy_set):

@@ -351,7 +351,7 @@ def _bend(mesh, share, angle, rng) -> Defective:
     root = mesh.vertices[part & (height < 0.15 * reach)].mean(0)
     across = np.cross(axis, rng.normal(size=3))
     across /= np.linalg.norm(across)
-    ramp = np.clip(height / (0.5 * reach), 0, 1)
+    ramp = np.clip(height / (0.8 * reach), 0, 1)
     turn = np.where(part, angle * ramp * ramp * (3 - 2 * ramp), 0)[:, None]
     arm = mesh.vertices - root
     along = (arm @ across)[:, None] * across
