@@ -56,14 +56,14 @@ def make_tokenizer(categories: tuple[str, ...]):
 
 
 class Captioner:
-    """Draws a caption and a (sound, damaged) pair of sentences for one view, as token ids of one length.
+    """Draws captions of views and (sound, damaged) pairs of sentences, as token ids of one length.
 
     Args:
       tokenizer: of make_tokenizer, or a path to its tokenizer.json.
       length: ids are padded to it.
     """
 
-    def __init__(self, tokenizer, length: int = 24):
+    def __init__(self, tokenizer, length: int = 16):
         if isinstance(tokenizer, (str, Path)):
             from tokenizers import Tokenizer
 
@@ -81,12 +81,16 @@ class Captioner:
             self._known[sentence] = row
         return self._known[sentence]
 
-    def __call__(self, rng, category: str, defect: str, damaged: int, modality: str, view: int):
-        solid = category.replace("_", " ")
-        caption = self.sentence(rng, modality, solid if rng.random() < 0.8 else rng.choice(OBJECTS), damaged, defect)
-        about = solid if rng.random() < 0.3 else rng.choice(OBJECTS)
-        pair = np.stack([self.ids(self.sentence(rng, modality, about, d, defect if damaged else None)) for d in (0, 1)])
-        return self.ids(caption), pair
+    def caption(self, rng, category: str, defect: str, damaged: int, modality: str) -> np.ndarray:
+        """Ids of one sentence that is true of the view."""
+        solid = category.replace("_", " ") if rng.random() < 0.8 else rng.choice(OBJECTS)
+        return self.ids(self.sentence(rng, modality, solid, damaged, defect))
+
+    def pair(self, rng, category: str) -> np.ndarray:
+        """Ids [2,T] of a sound and a damaged sentence that name no kind of defect."""
+        about = category.replace("_", " ") if rng.random() < 0.2 else rng.choice(OBJECTS)
+        modality = rng.choice(list(PICTURES))
+        return np.stack([self.ids(self.sentence(rng, modality, about, damaged, None)) for damaged in (0, 1)])
 
     def sentence(self, rng, modality: str, solid: str, damaged: int, defect: str | None) -> str:
         picture = rng.choice(PICTURES[modality])

@@ -29,9 +29,7 @@ def load_model(folder: Path) -> tuple[Method, Params, Stats, ConfigDict]:
       ConfigError: no trained model there, or the CLIP found is not the one it was trained with.
     """
     if not is_stored(folder):
-        raise ConfigError(
-            f"{folder.parent} holds no trained model ({folder.name}/ is missing); run stage2.py with this --workdir first"
-        )
+        raise ConfigError(f"{folder.parent} holds no trained model; run stage2.py with this --workdir first")
     tree, about = load_params(folder)
     config = ConfigDict(about["config"])
     method, params, stats, weights = build_model(config)

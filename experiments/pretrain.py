@@ -26,18 +26,18 @@ from gsclip_jax.sharding import make_mesh
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
 
-CONTEXT = 77  # room for the learned prompts; captions need 24
+CONTEXT = 77  # room for the learned prompts; captions need 16
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains both networks, writes config.out."""
     from data_pipelines.datasets.synthetic import SETS
 
-    records = load_records(config)
+    sets = [load_records(config), load_records(easier(config))]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    views = _load(records, ("render", "depth", "view_mask"))
+    views = _load(sets, ("render", "depth", "view_mask"))
 
     m, c, p = config.mini, config.clip_stage, config.point_stage
     clip_cfg = ClipConfig(
@@ -46,7 +46,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         **dict(m),
     )  # fmt: skip
     row = Stage(
-        "clip", {"clip": c.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True, warmup_steps=c.warmup_steps,
+        "clip", {"clip": c.learning_rate, "head": c.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True,
+        warmup_steps=c.warmup_steps,
         weight_decay=c.weight_decay, clip_norm=1.0,
     )  # fmt: skip
     method = ClipPretraining(clip_cfg, row, c.local_weight)
@@ -57,14 +58,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     params, _ = fit(method, row, params, stats, batches, c.steps, workdir / "clip", mesh=mesh, seed=config.seed, writer=writer)
 
-    points = _load(records, ("xyz", "point_mask"))
+    points = _load(sets, ("xyz", "point_mask"))
     net = PointNet2Config(
         centroids=tuple(config.pointnet2.centroids), radii=tuple(config.pointnet2.radii), neighbours=config.pointnet2.neighbours
     )
     row = Stage("points", {"pointnet2": p.learning_rate, "head": p.learning_rate}, (), 1, p.batch_size, betas=(0.9, 0.98),
                 cosine=True, warmup_steps=50)  # fmt: skip
-    kinds = {name: i for i, name in enumerate(records.categories())}
-    category = np.array([kinds[row["category"]] for row in records.index])
+    kinds = {name: i for i, name in enumerate(sets[0].categories())}
+    category = np.array([kinds[name] for name in points["category"]])
     teacher = PointPretraining(net, row, len(kinds))
     start, stats = teacher.init(jax.random.key(config.seed + 1))
     batches = lambda first: cloud_batches(  # noqa: E731
@@ -90,16 +91,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"wrote {out} ({(out / 'params.safetensors').stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]})")
 
 
-def _load(records: RecordSet, fields: tuple[str, ...]) -> dict:
+def easier(config: ConfigDict) -> ConfigDict:
+    """A second, easier set of the same categories: large defects teach first."""
+    other = config.copy_and_resolve_references()
+    other.data.synthetic.update(dict(config.easier))
+    return other
+
+
+def _load(sets: list[RecordSet], fields: tuple[str, ...]) -> dict:
     """Fields of all objects in memory (they are small here), with their names."""
     found = {name: [] for name in fields}
-    for batch in eval_batches(records, batch_size=8):
+    for batch in (batch for records in sets for batch in eval_batches(records, batch_size=8)):
         for name in fields:
             found[name].append(batch[name][batch["real"]])
     return {
         **{name: np.concatenate(parts) for name, parts in found.items()},
-        "category": [row["category"] for row in records.index],
-        "defect": [row["defect"] for row in records.index],
+        "category": [row["category"] for records in sets for row in records.index],
+        "defect": [row["defect"] for records in sets for row in records.index],
     }
 
 

@@ -30,14 +30,19 @@ class ClipPretraining:
     """Image-text contrast on captions, plus sound-or-damaged contrasts of whole views and of patches against a pair of sentences.
 
     Batch: render, depth uint8 [B,H,W]; render_mask, depth_mask float32 [B,P] defective share of every patch; caption int32 [2B,T]
-    (renders first); pair int32 [2B,2,T] a sound and a damaged sentence; damaged int32 [2B].
+    (renders first); pair int32 [K,2,T] sound and damaged sentences, pair_of int32 [2B] which pair a view is held against;
+    damaged int32 [2B].
     """
 
     def __init__(self, cfg: ClipConfig, stage: Stage, local_weight: float = 1.0):
         self.name, self.cfg, self.stages, self.local_weight = "clip_pretraining", cfg, (stage,), local_weight
 
     def init(self, key):
-        return {"clip": init_clip(key, self.cfg)}, {}
+        """The CLIP, and a linear head that is thrown away: it tells patches apart before the sentences can."""
+        return {
+            "clip": init_clip(key, self.cfg),
+            "head": {"kernel": jnp.zeros((self.cfg.embed_dim, 2)), "bias": jnp.zeros(2)},
+        }, {}
 
     def features(self, stage, params, stats, batch):
         return {}
@@ -47,10 +52,11 @@ class ClipPretraining:
         render = encode_image(clip, preprocess_views(self.cfg, batch["render"]), vv=True)
         depth = encode_image(clip, preprocess_views(self.cfg, batch["depth"]))
         image = unit(jnp.concatenate([render.cls, depth.cls]))  # [2B,E]
-        patches = unit(jnp.concatenate([render.tokens[-1], depth.tokens[-1]])[:, 1:])  # [2B,P,E]
+        tokens = jnp.concatenate([render.tokens[-1], depth.tokens[-1]])[:, 1:]  # [2B,P,E]
+        patches = unit(tokens)
         share = jnp.concatenate([batch["render_mask"], batch["depth_mask"]])  # [2B,P]
-        text = unit(encode_tokens(clip, jnp.concatenate([batch["caption"][:, None], batch["pair"]], 1)))  # [2B,3,E]
-        caption, pair = text[:, 0], text[:, 1:]
+        caption = unit(encode_tokens(clip, batch["caption"]))  # [2B,E]
+        pair = unit(encode_tokens(clip, batch["pair"]))[batch["pair_of"]]  # [2B,2,E]
 
         # Equal captions are equally right answers: the target spreads over them.
         same = (batch["caption"][:, None] == batch["caption"][None]).all(-1).astype(jnp.float32)
@@ -61,8 +67,10 @@ class ClipPretraining:
         view = jnp.einsum("be,bke->bk", image, pair) / TAU
         condition = -jnp.take_along_axis(jax.nn.log_softmax(view), batch["damaged"][:, None], 1).mean()
         local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TAU, share)
-        total = contrast + condition + self.local_weight * local
-        return total, (stats, {"contrast": contrast, "condition": condition, "local": local})
+        head = trainable["head"]
+        direct = patch_loss(tokens.astype(jnp.float32) @ head["kernel"] + head["bias"], share)
+        total = 0.5 * (contrast + condition) + self.local_weight * (local + direct)
+        return total, (stats, {"contrast": contrast, "condition": condition, "local": local, "direct": direct})
 
     def predict(self, params, stats, batch):
         raise NotImplementedError("the pretrained CLIP is scored through GS-CLIP: run stage2.py")
@@ -121,21 +129,25 @@ class PointPretraining:
         raise NotImplementedError("the pretrained PointNet++ is scored through GS-CLIP: run stage2.py")
 
 
-def view_batches(views: dict[str, Any], captioner, *, batch_size: int, patch: int, seed: int, first: int = 0) -> Iterator[dict]:
+def view_batches(
+    views: dict[str, Any], captioner, *, batch_size: int, patch: int, seed: int, first: int = 0, pairs: int = 12
+) -> Iterator[dict]:
     """Endless augmented batches for ClipPretraining, resumable: step s depends on (seed, s) alone.
 
     Args:
       views: render, depth uint8 [R,V,H,W]; view_mask bool [R,V,H,W]; category, defect lists of R names.
-      captioner: (rng, category, defect, damaged, modality, view) -> (caption ids [T], pair ids [2,T]).
+      captioner: `caption(rng, category, defect, damaged, modality)` -> ids [T], `pair(rng, category)` -> ids [2,T].
       batch_size: B renders and B depth views a step, drawn separately.
+      pairs: K different pairs of sentences a step.
     """
     rows, count = views["render"].shape[:2]
+    names = sorted(set(views["category"]))
     damaged_views = [np.flatnonzero(mask) for mask in views["view_mask"].any((2, 3))]
     step = first
     while True:
         rng = np.random.default_rng([seed, step])
         fields: dict[str, list] = {name: [] for name in ("render", "depth", "render_mask", "depth_mask")}
-        captions, pairs, damaged = [], [], []
+        captions, damaged = [], []
         for modality in ("render", "depth"):
             for row in rng.integers(rows, size=batch_size):
                 # Defects are seen from few sides: half of the draws of a defective object take such a view.
@@ -145,16 +157,15 @@ def view_batches(views: dict[str, Any], captioner, *, batch_size: int, patch: in
                 side = image.shape[0] // patch
                 share = mask.reshape(side, patch, side, patch).mean((1, 3)).reshape(-1)
                 is_damaged = int(mask.sum() >= 4)
-                caption, pair = captioner(rng, views["category"][row], views["defect"][row], is_damaged, modality, int(view))
                 fields[modality].append(image)
                 fields[modality + "_mask"].append(share.astype(np.float32))
-                captions.append(caption)
-                pairs.append(pair)
+                captions.append(captioner.caption(rng, views["category"][row], views["defect"][row], is_damaged, modality))
                 damaged.append(is_damaged)
         yield {
             **{name: np.stack(value) for name, value in fields.items()},
             "caption": np.stack(captions),
-            "pair": np.stack(pairs),
+            "pair": np.stack([captioner.pair(rng, rng.choice(names)) for _ in range(pairs)]),
+            "pair_of": rng.integers(pairs, size=2 * batch_size).astype(np.int32),
             "damaged": np.array(damaged, np.int32),
         }
         step += 1

@@ -18,12 +18,13 @@ def get_config(preset: str | None = None):
     config.out = "gsclip_jax/assets/mini"
     config.data.train_category = ""
     config.data.synthetic.update({"set": "pretrain", "good": 16, "defective": 24, "seed": 7})
+    config.easier = ConfigDict({"difficulty": "easy", "good": 8, "defective": 16, "seed": 8})
     config.mini = ConfigDict({  # sizes of the small CLIP
-        "patch": 8, "vision_width": 128, "vision_layers": 4, "vision_heads": 2, "embed_dim": 96,
-        "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 3,
+        "patch": 14, "vision_width": 128, "vision_layers": 6, "vision_heads": 2, "embed_dim": 96,
+        "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 5,
     })  # fmt: skip
     config.clip_stage = ConfigDict({
-        "steps": 1100, "batch_size": 24, "learning_rate": 1.5e-3, "warmup_steps": 60, "weight_decay": 0.05, "local_weight": 1.0,
+        "steps": 2000, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 1.0,
     })  # fmt: skip
     config.point_stage = ConfigDict({"steps": 240, "batch_size": 8, "learning_rate": 2e-3})
     return config
