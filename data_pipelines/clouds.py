@@ -91,16 +91,23 @@ def point_count(path: str | Path) -> int:
         head = file.read(_HEADER_BYTES)
     if size == 0:
         raise DataError(f"{path}: the file is empty")
-    count, needed = _pcd_size(path, head) if path.suffix.lower() == ".pcd" else _ply_size(path, head)
-    if size < needed:
-        raise DataError(f"{path}: truncated, {size} bytes where {count} points need at least {needed}; copy it again")
+    count, start, each, unit = _pcd_layout(path, head) if path.suffix.lower() == ".pcd" else _ply_layout(path, head)
+    if unit == "numbers":
+        with path.open("rb") as file:
+            file.seek(start)
+            there = len(file.read().split())
+    else:
+        there = size - start
+    if there < each:
+        raise DataError(f"{path}: truncated, {there} {unit} where {count} points need at least {each}; copy it again")
     return count
 
 
-def _pcd_size(path: Path, head: bytes) -> tuple[int, int]:
-    """(points, least bytes) of a PCD file."""
+def _pcd_layout(path: Path, head: bytes) -> tuple[int, int, int, str]:
+    """(points, where they start, how many bytes or numbers they take, 'bytes' or 'numbers') of a PCD file."""
     match = re.search(rb"^DATA[ \t]+(\w+)[^\n]*\n", head, re.MULTILINE)
-    fields = {line.split()[0].upper(): line.split()[1:] for line in head[: match.start()].splitlines() if line.split()} if match else {}
+    lines = [line.split() for line in head[: match.start()].splitlines()] if match else []
+    fields = {words[0].upper(): words[1:] for words in lines if words}
     try:
         if b"POINTS" in fields:
             count = int(fields[b"POINTS"][0])
@@ -112,18 +119,18 @@ def _pcd_size(path: Path, head: bytes) -> tuple[int, int]:
         raise DataError(f"{path}: not a PCD file (no complete header); write it again") from error
     start, data = match.end(), match.group(1)
     if data == b"binary":
-        return count, start + count * sum(s * c for s, c in zip(sizes, counts, strict=True))
+        return count, start, count * sum(s * c for s, c in zip(sizes, counts, strict=True)), "bytes"
     if data == b"binary_compressed":  # two uint32: packed and unpacked bytes
-        return count, start + 8 + int.from_bytes(head[start : start + 4], "little")
-    return count, start + 2 * count  # ascii: at least a digit and a line end; the reader counts the rows
+        return count, start, 8 + int.from_bytes(head[start : start + 4], "little"), "bytes"
+    return count, start, count * sum(counts), "numbers"
 
 
 _PLY_BYTES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2, "int": 4, "uint": 4,
               "int32": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
 
 
-def _ply_size(path: Path, head: bytes) -> tuple[int, int]:
-    """(vertices, least bytes) of a PLY file, counting the vertices alone."""
+def _ply_layout(path: Path, head: bytes) -> tuple[int, int, int, str]:
+    """As `_pcd_layout`, of a PLY file, counting its vertices alone."""
     end = re.search(rb"end_header\r?\n", head)
     lines = [line.split() for line in head[: end.start()].decode("ascii", "replace").splitlines()] if end else []
     count, width, inside, text = None, 0, False, False
@@ -138,7 +145,7 @@ def _ply_size(path: Path, head: bytes) -> tuple[int, int]:
             width += 1 if text else _PLY_BYTES.get(words[1], 1)
     if not head.startswith(b"ply") or count is None or end is None:
         raise DataError(f"{path}: not a PLY file of points (no complete header); write it again")
-    return count, end.end() + count * (2 * width if text else width)
+    return count, end.end(), count * width, "numbers" if text else "bytes"
 
 
 def clean(xyz: np.ndarray, path: str | Path) -> np.ndarray:
@@ -189,7 +196,8 @@ def resample(scan: Scan, count: int, seed: int) -> Resampled:
         height, width = scan.grid
         rows, columns = (np.arange(side) * height) // side, (np.arange(side) * width) // side
         source = (rows[:, None] * width + columns[None]).ravel()
-        return Resampled(scan.xyz[source], scan.mask[source] & scan.valid[source], scan.valid[source], source.astype(np.int32), True)
+        xyz, valid = scan.xyz[source], scan.valid[source]
+        return Resampled(xyz, scan.mask[source] & valid, valid, source.astype(np.int32), True)
     source = np.flatnonzero(scan.valid)
     xyz, mask = scan.xyz[source], scan.mask[source]
     if count <= len(xyz):
@@ -231,16 +239,17 @@ def farthest_points(xyz: np.ndarray, count: int, seed: int) -> np.ndarray:
     points = xyz[pool].astype(np.float64)
     rank = rng.permutation(len(points))
     probe = points[rng.choice(len(points), count, replace=False)]
-    radius = 2.0 * np.median(cKDTree(probe).query(probe[: 20_000], k=2)[0][:, 1])
+    gaps = cKDTree(probe).query(probe[:20_000], k=2)[0][:, 1]
+    radius = 2.0 * np.median(gaps[gaps > 0]) if gaps.any() else float(np.ptp(points, axis=0).max()) / count**0.5
     tree = cKDTree(points)
     while True:
-        pairs = tree.query_pairs(radius, output_type="ndarray") if radius > 0 else np.zeros((0, 2), np.intp)
+        pairs = tree.query_pairs(radius, output_type="ndarray")
         length = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
         chosen = _independent(pairs, rank, np.ones(len(points), bool))
-        if chosen.sum() <= count or radius == 0:
+        if chosen.sum() <= count:
             break
         radius *= 1.25  # clustered scans: the first guess was too fine
-    while chosen.sum() < count and len(pairs):
+    while chosen.sum() < count and length.any():
         radius *= 0.95
         keep = length >= radius
         pairs, length = pairs[~keep], length[~keep]
@@ -301,7 +310,7 @@ def unit_sphere(xyz: np.ndarray) -> np.ndarray:
 
 
 def cloud_points(xyz: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """PointNet++'s input [count, 3] float32: the unit-sphere cloud's points drawn at random; all of them, some twice, if fewer."""
+    """PointNet++'s input [count, 3] float32: random points of the unit-sphere cloud; all of them, some twice, if fewer."""
     rng = np.random.default_rng(seed)
     picked = rng.permutation(len(xyz))[:count]
     if len(picked) < count:
@@ -338,7 +347,7 @@ def normals(xyz: np.ndarray, k: int = 30) -> np.ndarray:
 
 
 def surface_variation(xyz: np.ndarray, k: int = 30) -> np.ndarray:
-    """lambda_0 / (lambda_0 + lambda_1 + lambda_2) of the k nearest points [S] float32: 0 on a plane, at most 1/3. A baseline score.
+    """lambda_0 / (lambda_0 + lambda_1 + lambda_2) of the k nearest points [S] float32: 0 on a plane, at most 1/3; a baseline.
 
     Source: Pauly et al., Efficient simplification of point-sampled surfaces (2002).
     """

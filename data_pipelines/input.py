@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import: TensorFlow greets with notes on the processor
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from .batch import Batch
 from .datasets import DataError
 from .datasets.base import no_defective
 from .records import RecordSet
-from .tfds_records import SPLIT, ObjectRecords
+from .tfds_records import open_tfds, quiet
 
 # Accelerators are the models' alone: TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
@@ -92,18 +94,22 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
 
     No Python function runs inside the pipeline: its threads never wait for the interpreter, nor hang a program that ends.
     """
-    builder = tfds.builder_from_directory(records.dir / ObjectRecords.name / str(ObjectRecords.VERSION))
-    paths = [str(path) for path in builder.info.splits[SPLIT].filepaths]
+    features, paths = open_tfds(records.dir)
     if len(paths) != len(records.index):
         raise DataError(f"{records.dir}: {len(paths)} records for {len(records.index)} objects; delete the folder and run again")
+    for path in paths:
+        if not os.path.isfile(path):
+            raise DataError(f"{path} is missing; delete {records.dir} and run again")
     shards = tf.constant(paths)
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = builder.info.features.deserialize_example(example)
+        record = features.deserialize_example(example)
         return {name: value for name, value in record.items() if name not in ("name", "category", "defect")}
 
     data = rows.flat_map(lambda row: tf.data.TFRecordDataset(shards[row]))
-    data = data.map(decode, num_parallel_calls=THREADS, deterministic=True).batch(size, drop_remainder=True).prefetch(AHEAD)
+    with quiet():
+        data = data.map(decode, num_parallel_calls=THREADS, deterministic=True)
+    data = data.batch(size, drop_remainder=True).prefetch(AHEAD)
     options = tf.data.Options()
     options.threading.private_threadpool_size = THREADS
     options.threading.max_intra_op_parallelism = 1

@@ -23,7 +23,7 @@ from .cameras import Cameras, views
 from .clouds import cloud_points, knn, resample, seed_of
 from .datasets import DataError, Sample, Scan, open_reader
 from .datasets.base import near
-from .render import SEEN, render_object
+from .render import SEEN, Rasteriser, rasteriser, render_object
 
 # What makes a record, and the values of keys that a configuration may leave out.
 _KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
@@ -95,7 +95,7 @@ def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def make_object(scan: Scan, recipe: Recipe, category: str, name: str) -> dict[str, np.ndarray]:
+def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """Samples, renders and maps one scan. Seeded by category and name: the same scan always gives the same arrays.
 
     Returns: the fields of `batch.FIELDS` without the batch axis (all but label, object_index and real), and `source` [M]
@@ -104,7 +104,7 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str) -> dict[st
     seed = seed_of(recipe.sample_seed, category, name)
     scored = resample(scan, recipe.points, seed)
     shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
-                          recipe.splat(category), seen=recipe.seen)
+                          recipe.splat(category), seen=recipe.seen, draw=draw)
     if scored.organised:  # smoothed over the grid, not over neighbours
         neighbours = np.repeat(np.arange(recipe.points, dtype=np.int32)[:, None], recipe.neighbours, axis=1)
     else:
@@ -189,12 +189,14 @@ def _work(jobs, answers) -> None:
     spec = json.loads(jobs.readline())
     reader = open_reader(spec["name"], spec["root"])
     recipe, parts = Recipe(**spec["recipe"]), Path(spec["parts"])
+    draw = rasteriser(recipe.window, here=True)
     for line in jobs:
         job = json.loads(line)
         sample = Sample(**job["sample"])
         answer = {}
         try:
-            write_part(parts / f"{job['row']}.npz", make_object(reader.load(sample), recipe, sample.category, sample.id))
+            made = make_object(reader.load(sample), recipe, sample.category, sample.id, draw)
+            write_part(parts / f"{job['row']}.npz", made)
         except DataError as error:
             answer = {"error": str(error)}
         answers.write(json.dumps(answer) + "\n")

@@ -189,8 +189,8 @@ def _check_space(folder: Path, count: int, recipe: Recipe) -> None:
 def _start_worker(spec: dict) -> subprocess.Popen:
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), env.get("PYTHONPATH")]))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
-        env[name] = "1"  # one worker, one core
+    env |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}  # one worker, one core
+    env["LP_NUM_THREADS"] = "0"  # of the software GL, beside its caller
     process = subprocess.Popen([sys.executable, "-m", f"{__package__}.objects"], env=env, text=True, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(json.dumps(spec) + "\n")
@@ -231,7 +231,8 @@ def _render_parts(spec: dict, samples: list[Sample], missing: list[int], workers
                 return
 
     threads = [threading.Thread(target=feed, args=(process,), daemon=True) for process in processes]
-    start = said = time.monotonic()
+    said = time.monotonic()
+    first = None  # the rate is that of the objects after the first, which waits for the workers to start
     try:
         for thread in threads:
             thread.start()
@@ -240,11 +241,11 @@ def _render_parts(spec: dict, samples: list[Sample], missing: list[int], workers
             if error is not None:
                 raise error
             now = time.monotonic()
+            first = first or now
             if now - said > 5 or finished == len(missing):
-                left = (now - start) / finished * (len(missing) - finished)
-                already = len(samples) - len(missing)
-                progress(f"rendering: {already + finished} of {len(samples)} objects, {finished / (now - start):.1f} a second, "
-                         f"{left:.0f} s left")
+                rate = (finished - 1) / max(now - first, 1e-9)
+                left = f", {rate:.1f} a second, {(len(missing) - finished) / rate:.0f} s left" if finished > workers else ""
+                progress(f"rendering: {len(samples) - len(missing) + finished} of {len(samples)} objects{left}")
                 said = now
     finally:
         for process in processes:

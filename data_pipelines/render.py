@@ -8,9 +8,15 @@ second picture says which point every pixel shows, so that depth, mask and visib
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +26,7 @@ from scipy.spatial import cKDTree
 from .cameras import Cameras
 from .clouds import normals as plane_normals
 
-GREY = 0.7
+GREY = 0.7  # of the material
 TAN = np.tan(np.deg2rad(30))  # half the vertical field of view of Open3D's default camera
 ZOOM = 0.7  # and its default zoom
 MARGIN = 1.02  # of cameras that are drawn back until everything is inside
@@ -53,73 +59,75 @@ def fit_camera(points: np.ndarray, window: int, back_off: bool = False) -> Camer
     return Camera(centre + [0, 0, distance], distance * TAN / side, window)
 
 
+class Shot(NamedTuple):
+    """One picture to draw."""
+
+    points: np.ndarray  # [S, 3]
+    normals: np.ndarray  # [S, 3], towards the camera
+    camera: Camera
+
+
 class Rasteriser(Protocol):
     """Draws points as squares of `size` pixels."""
 
-    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
-        """Shade [W, W] float32 in 0..1, white where nothing is, and the front point's number [W, W] int64, or -1."""
+    def draw(self, shots: Sequence[Shot], size: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each shot: shade [W, W] float32 in 0..1, white where nothing is; the front point's number [W, W] int, or -1."""
 
 
-class Open3DRasteriser:
-    """One window of Open3D's legacy visualizer, drawn off screen (EGL where there is no display), used again for every view."""
+class DrawingProcess:
+    """Open3D's rasteriser in a process of its own.
+
+    Next to TensorFlow the drawing crashes (two LLVMs in one process), and a crash of the GL library should be an error.
+    """
 
     def __init__(self, window: int):
-        # The same software path everywhere: a window on somebody's display would smooth edges, which garbles point numbers.
-        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-            os.environ.pop(name, None)
-        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the GL library complains without one
-        import open3d as o3d
+        env = dict(os.environ)
+        env["LP_NUM_THREADS"] = "0"  # the software GL draws in the calling thread: no waiting for another's turn
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), env.get("PYTHONPATH")]))
+        self._said = tempfile.TemporaryFile()
+        self._process = subprocess.Popen([sys.executable, "-m", f"{__package__}.drawing", str(window)], env=env,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+        self._end = weakref.finalize(self, self._process.kill)
+        self._window = window
+        answer = self._process.stdout.readline()
+        error = json.loads(answer).get("error") if answer else self._last_words()
+        if error:
+            raise RuntimeError(error)
 
-        self._o3d = o3d
-        with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-            self._view = o3d.visualization.Visualizer()
-            if not self._view.create_window(width=window, height=window, visible=False):
-                raise RuntimeError("Open3D could not open an off-screen window")
-        self._view.get_render_option().background_color = np.ones(3)
-        self._cloud = o3d.geometry.PointCloud()
-        self._shown = False
-        self._check(window)
+    def draw(self, shots: Sequence[Shot], size: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        cameras = [[*map(float, shot.camera.eye), shot.camera.zoom] for shot in shots]
+        head = {"count": len(shots[0].points), "size": float(size), "cameras": cameras}
+        pixels = self._window**2
+        try:
+            self._process.stdin.write(json.dumps(head).encode() + b"\n")
+            for shot in shots:
+                self._process.stdin.write(np.stack([shot.points, shot.normals]).astype(np.float64).tobytes())
+            self._process.stdin.flush()
+            answer = self._process.stdout.read(len(shots) * pixels * 8)
+        except BrokenPipeError:
+            answer = b""
+        if len(answer) != len(shots) * pixels * 8:
+            rasteriser.cache_clear()
+            raise RuntimeError(self._last_words())
+        for start in range(0, len(answer), pixels * 8):
+            shade, numbers = (np.frombuffer(answer, t, pixels, start + o) for t, o in ((np.float32, 0), (np.int32, pixels * 4)))
+            yield shade.reshape(self._window, -1), numbers.reshape(self._window, -1)
 
-    def _check(self, window: int) -> None:
-        """One drawing, to find out now whether this machine's GL gives point numbers back."""
-        points = np.array([[-1.0, -1, 0], [1, 1, 0], [0, 0, 0]])
-        camera = fit_camera(points, window)
-        numbers = self.draw(points, np.tile([0.0, 0, 1], (3, 1)), camera, 3)[1]
-        columns, rows, _ = (np.rint(a).astype(int) for a in camera.project(points))
-        if list(numbers[rows, columns]) != [0, 1, 2]:
-            raise RuntimeError("Open3D's off-screen picture does not show the points where its camera puts them")
-
-    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
-        vectors = self._o3d.utility.Vector3dVector
-        option, cloud = self._view.get_render_option(), self._cloud
-        option.point_size = float(size)
-        cloud.points = vectors(points)
-        cloud.normals = vectors(normals)
-        shade = self._capture(np.full((len(points), 3), GREY), True, camera)[..., 0]
-        number = np.arange(len(points))
-        colours = np.stack([number & 255, number >> 8 & 255, number >> 16], 1) / 255
-        red, green, blue = np.moveaxis(np.rint(self._capture(colours, False, camera) * 255).astype(np.int64), -1, 0)
-        numbers = red | green << 8 | blue << 16
-        return shade, np.where(numbers < len(points), numbers, -1)
-
-    def _capture(self, colours: np.ndarray, light: bool, camera: Camera) -> np.ndarray:
-        self._view.get_render_option().light_on = light
-        self._cloud.colors = self._o3d.utility.Vector3dVector(colours)
-        if self._shown:
-            self._view.update_geometry(self._cloud)
-        else:
-            self._view.add_geometry(self._cloud)
-            self._shown = True
-        self._view.reset_view_point(True)  # else the window keeps fitting the earlier clouds too
-        if camera.zoom != ZOOM:
-            self._view.get_view_control().set_zoom(camera.zoom)
-        return np.array(self._view.capture_screen_float_buffer(do_render=True))
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").splitlines()
+        return f"the drawing process went down, status {code}" + (f": {lines[-1]}" if lines else "")
 
 
 class SplatRasteriser:
     """The same pictures in numpy, for machines on which Open3D cannot draw at all: slower, and its light is simpler."""
 
-    def draw(self, points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, shots: Sequence[Shot], size: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (self._draw(*shot, size) for shot in shots)
+
+    @staticmethod
+    def _draw(points: np.ndarray, normals: np.ndarray, camera: Camera, size: float) -> tuple[np.ndarray, np.ndarray]:
         window = camera.window
         columns, rows, depth = camera.project(points)
         # A pixel belongs to a splat when its centre does: whole numbers in [centre - size/2, centre + size/2).
@@ -141,9 +149,16 @@ class SplatRasteriser:
 
 
 @functools.lru_cache(maxsize=4)
-def rasteriser(window: int) -> Rasteriser:
-    """This process's rasteriser for windows of that size: Open3D's, or numpy's (one logged line) where it cannot draw."""
+def rasteriser(window: int, here: bool = False) -> Rasteriser:
+    """The rasteriser for windows of that size: Open3D's, or numpy's (one logged line) where Open3D cannot draw.
+
+    `here`: in this very process, which must never import TensorFlow (`drawing.py`), instead of one of its own.
+    """
     try:
+        if not here:
+            return DrawingProcess(window)
+        from .drawing import Open3DRasteriser
+
         return Open3DRasteriser(window)
     except (RuntimeError, ImportError, OSError) as error:
         logging.warning("Open3D cannot draw here (%s): slower numpy splats instead; system libraries: see the README", error)
@@ -214,14 +229,16 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
            "view_mask": np.empty((count, size, size), bool)}
     pix = np.zeros((count, len(xyz), 2), np.int16)
     visible = np.zeros((count, len(xyz)), bool)
-    for v, turn in enumerate(cameras.rotations):
+    shots = []
+    for turn in cameras.rotations:
         turned = points @ turn.T
         camera = fit_camera(turned, window, cameras.back_off)
         facing = plane @ turn.T
         # Planes have no outside: turned towards the camera, so that no patch is dark for its sign alone.
         facing *= np.where(np.einsum("si,si->s", facing, camera.eye - turned) < 0, -1.0, 1.0)[:, None]
-        shade, numbers = draw.draw(turned, facing, camera, point_size)
-        columns, rows, distance = camera.project(turned)
+        shots.append(Shot(turned, facing, camera))
+    for v, (shot, (shade, numbers)) in enumerate(zip(shots, draw.draw(shots, point_size), strict=True)):
+        columns, rows, distance = shot.camera.project(shot.points)
         out["render"][v] = np.clip(np.rint(_resized(shade, size, Image.Resampling.BICUBIC) * 255), 0, 255)
         out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size)
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))

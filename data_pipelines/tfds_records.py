@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from .datasets import DataError, Sample
 from .objects import Recipe, no_space
@@ -83,8 +86,27 @@ def write_tfds(folder: Path, parts: Path, samples: list[Sample], recipe: Recipe)
                                           num_shards=len(samples))
     tfds.disable_progress_bar()  # `records.prepare` says how far it is
     try:
-        builder.download_and_prepare(download_config=config)
+        with contextlib.redirect_stdout(io.StringIO()), quiet():  # and what it does
+            builder.download_and_prepare(download_config=config)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(folder) from error
         raise
+
+
+def open_tfds(folder: Path) -> tuple[tfds.features.FeaturesDict, list[str]]:
+    """The features of the records under `folder`, and the file of each record in the order of the index."""
+    with quiet():
+        builder = tfds.builder_from_directory(folder / ObjectRecords.name / str(ObjectRecords.VERSION))
+        return builder.info.features, [str(path) for path in builder.info.splits[SPLIT].filepaths]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from warning, a line for each, of a deprecation inside its own features."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

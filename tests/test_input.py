@@ -1,0 +1,101 @@
+"""Batches: the contract, the order drawn from seed and epoch, resuming at any step, sharing between processes."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+
+from data_pipelines import batch, input, objects, records
+from data_pipelines.datasets import DataError, open_reader
+
+from .scans import write_set
+from .test_records import config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = write_set(tmp_path_factory.mktemp("scans"), good=3, defective=2)  # 5 a category: no multiple of the batch
+    for path in (root / "egg" / "test").glob("*bulge*"):
+        path.rename(path.with_name(path.name.replace("bulge", "good")))  # egg has no defective sample
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(root, tmp_path_factory):
+    return records.prepare(config(root), tmp_path_factory.mktemp("cache"), workers=2, progress=lambda line: None)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def rows(batches):
+    return [one["object_index"].tolist() for one in batches]
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_batches_keep_the_contract_and_hold_what_was_made(made, root):
+    (one,) = take(input.eval_batches(made, categories="ball", batch_size=5), 2)
+    assert batch.check(one) == {"B": 5, "V": 3, "H": 48, "W": 48, "N": 128, "M": 600, "K": 4}
+    reader = open_reader("real3d", root)
+    samples = reader.samples("ball")
+    fresh = objects.to_batch([objects.make_object(reader.load(s), made.recipe, "ball", s.id) for s in samples],
+                             [s.label for s in samples])
+    assert one["view_label"].any() and one["label"].tolist() == [0, 0, 0, 1, 1]
+    for name in fresh:
+        np.testing.assert_array_equal(one[name], fresh[name], err_msg=name)
+
+
+def test_every_object_once_an_epoch_in_another_order(made):
+    seen = np.concatenate(rows(take(input.train_batches(made, categories=["ball"], batch_size=2, seed=3), 10)))
+    epochs = seen.reshape(4, 5)
+    assert (np.sort(epochs, axis=1) == np.arange(5)).all()
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    other = np.concatenate(rows(take(input.train_batches(made, categories=["ball"], batch_size=2, seed=4), 10)))
+    assert (seen != other).any()
+    assert input.steps_per_epoch(made, "ball", 2) == 3
+
+
+def test_resumes_exactly_at_any_step(made):
+    whole = take(input.train_batches(made, categories="ball", batch_size=2, seed=1), 9)
+    for start in (1, 2, 5, 8):
+        rest = take(input.train_batches(made, categories="ball", batch_size=2, seed=1, start_step=start), 9 - start)
+        assert all(equal(a, b) for a, b in zip(whole[start:], rest, strict=True)), start
+
+
+def test_processes_share_every_batch(made):
+    whole = rows(take(input.train_batches(made, categories="ball", batch_size=4, seed=1, start_step=1), 4))
+    parts = [rows(take(input.train_batches(made, categories="ball", batch_size=4, seed=1, start_step=1, process_index=i,
+                                           process_count=2), 4)) for i in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    for wrong in ({"process_count": 3}, {"process_count": 2, "process_index": 2}):
+        with pytest.raises(ValueError, match="cannot be shared"):
+            input.train_batches(made, categories="ball", batch_size=4, seed=1, **wrong)
+
+
+def test_evaluation_is_in_order_and_marks_its_filling(made):
+    batches = take(input.eval_batches(made, batch_size=4), 9)
+    assert rows(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    assert [one["real"].tolist() for one in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
+    parts = [take(input.eval_batches(made, batch_size=4, process_index=i, process_count=2), 9) for i in range(2)]
+    assert [rows(part) for part in parts] == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [9, 9]]]
+    assert [part[-1]["real"].tolist() for part in parts] == [[True, True], [False, False]]
+
+
+def test_what_cannot_be_trained_on(made):
+    with pytest.raises(DataError, match="category 'egg' .* has no defective sample"):
+        input.train_batches(made, categories="egg", batch_size=2, seed=0)
+    with pytest.raises(DataError, match="no category 'bal' in the records, did you mean 'ball'"):
+        input.train_batches(made, categories="bal", batch_size=2, seed=0)
+
+
+def test_a_lost_shard_is_named(made, tmp_path):
+    shutil.copytree(made.dir, tmp_path / "copy")
+    found = records.open_records(tmp_path / "copy")
+    next((tmp_path / "copy").glob("object_records/*/*00003-of*")).unlink()
+    with pytest.raises(DataError, match="copy.* is missing"):
+        input.eval_batches(found, batch_size=2)
