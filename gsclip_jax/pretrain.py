@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from gsclip_jax.clip import ClipConfig, clip_module, encode_image, encode_tokens, init_clip, preprocess_views
 from gsclip_jax.method import Stage
@@ -69,7 +70,7 @@ class ClipPretraining:
         local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TAU, share)
         head = trainable["head"]
         direct = patch_loss(tokens.astype(jnp.float32) @ head["kernel"] + head["bias"], share)
-        total = 0.5 * (contrast + condition) + self.local_weight * (local + direct)
+        total = 0.3 * contrast + 0.5 * condition + self.local_weight * (local + direct)
         return total, (stats, {"contrast": contrast, "condition": condition, "local": local, "direct": direct})
 
     def predict(self, params, stats, batch):
@@ -150,9 +151,9 @@ def view_batches(
         captions, damaged = [], []
         for modality in ("render", "depth"):
             for row in rng.integers(rows, size=batch_size):
-                # Defects are seen from few sides: half of the draws of a defective object take such a view.
+                # Defects are seen from few sides: most draws of a defective object take such a view.
                 seen = damaged_views[row]
-                view = rng.choice(seen) if len(seen) and rng.random() < 0.5 else rng.integers(count)
+                view = rng.choice(seen) if len(seen) and rng.random() < 0.8 else rng.integers(count)
                 image, mask = augment(rng, views[modality][row, view], views["view_mask"][row, view], shade=modality == "render")
                 side = image.shape[0] // patch
                 share = mask.reshape(side, patch, side, patch).mean((1, 3)).reshape(-1)
@@ -172,28 +173,33 @@ def view_batches(
 
 
 def augment(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, shade: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Quarter turns, mirroring, a shift, and for shaded views a change of brightness; uint8 [H,W] and bool [H,W]."""
+    """A closer look, quarter turns, mirroring, and for shaded views a change of brightness; uint8 [S,S] and bool [S,S].
+
+    The closer look is a square of half to all of the view, around a defective pixel where there is one, else around any pixel of
+    the object: defects are then seen at many sizes.
+    """
+    size = image.shape[0]
+    side = int(rng.integers(size // 2, size + 1))
+    rows, columns = np.nonzero(mask if mask.any() and rng.random() < 0.8 else image < 255)
+    if len(rows) and side < size:
+        pick = rng.integers(len(rows))
+        top, left = (
+            int(np.clip(centre - rng.integers(side // 5, side - side // 5), 0, size - side))
+            for centre in (rows[pick], columns[pick])
+        )
+        near = (np.arange(size) * side) // size
+        mask = mask[top : top + side, left : left + side][near][:, near]
+        cut = Image.fromarray(image[top : top + side, left : left + side])
+        image = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
     turns = int(rng.integers(4))
     image, mask = np.rot90(image, turns), np.rot90(mask, turns)
     if rng.random() < 0.5:
         image, mask = image[:, ::-1], mask[:, ::-1]
-    most = image.shape[0] // 14
-    down, right = (int(v) for v in rng.integers(-most, most + 1, size=2))
-    image, mask = _shift(image, down, right, 255), _shift(mask, down, right, False)
     if shade:
         inside = image < 255
         level = image.astype(np.float32) * rng.uniform(0.8, 1.15) + rng.uniform(-12, 12)
         image = np.where(inside, np.clip(level, 0, 254), 255).astype(np.uint8)
     return image, mask
-
-
-def _shift(array: np.ndarray, down: int, right: int, fill) -> np.ndarray:
-    out = np.full_like(array, fill)
-    height, width = array.shape
-    out[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = array[
-        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-    ]
-    return out
 
 
 def cloud_batches(xyz, mask, category, *, batch_size: int, points: int, seed: int, first: int = 0) -> Iterator[dict]:

@@ -68,7 +68,7 @@ def test_perfect_scores_have_perfect_metrics_and_nothing_is_scored_twice(mesh, t
 
 
 def test_metrics_of_hand_made_scores(tmp_path):
-    """Two objects: scores 0.9 0.2 | 0.8 0.1, the first point of the first object defective: AUROC and P-PRO 1; the objects tie."""
+    """Two objects: scores 0.9 0.2 | 0.8 0.1, the first point of the first object defective: AUROC and P-PRO 1."""
     rows = [{"object_index": i, "category": "a", "name": str(i), "defect": "x", "label": i == 0} for i in range(2)]
     for i, points in enumerate(([0.9, 0.2], [0.8, 0.1])):
         mask = np.array([i == 0, False])

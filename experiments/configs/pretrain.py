@@ -20,11 +20,11 @@ def get_config(preset: str | None = None):
     config.data.synthetic.update({"set": "pretrain", "good": 16, "defective": 24, "seed": 7})
     config.easier = ConfigDict({"difficulty": "easy", "good": 8, "defective": 16, "seed": 8})
     config.mini = ConfigDict({  # sizes of the small CLIP
-        "patch": 14, "vision_width": 128, "vision_layers": 6, "vision_heads": 2, "embed_dim": 96,
-        "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 5,
+        "patch": 14, "vision_width": 128, "vision_layers": 4, "vision_heads": 2, "embed_dim": 96,
+        "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 3,
     })  # fmt: skip
     config.clip_stage = ConfigDict({
-        "steps": 2000, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 1.0,
+        "steps": 3600, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 2.0,
     })  # fmt: skip
-    config.point_stage = ConfigDict({"steps": 240, "batch_size": 8, "learning_rate": 2e-3})
+    config.point_stage = ConfigDict({"steps": 150, "batch_size": 8, "learning_rate": 2e-3})
     return config
