@@ -1,8 +1,13 @@
-"""A trained model as one small directory: what training changed, the configuration, and the hash of the CLIP it belongs to."""
+"""A trained model as one small directory: what training changed, the configuration, and the hash of the CLIP it belongs to.
+
+    python -m experiments.export --workdir runs/demo --out DIR      # a copy in half precision, to hand on
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -40,3 +45,23 @@ def load_model(folder: Path) -> tuple[Method, Params, Stats, ConfigDict]:
         )
     stats = tree.pop("stats")
     return method, {**params, **tree}, stats, config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.export")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="RUN")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    args = parser.parse_args(arguments)
+    try:
+        method, params, stats, config = load_model(args.workdir / "model")
+        sha256 = json.loads((args.workdir / "weights.json").read_text())
+        save_model(args.out, config, params, stats, sha256, dtype="float16")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.out}: {method.name} trained on {config.data.train_category}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

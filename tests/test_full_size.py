@@ -1,0 +1,71 @@
+"""One step of each stage at ViT-L/14@336 size with random weights: it fits, is finite, and trains exactly what should train.
+
+    make test-slow          # several minutes on two cores
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, resource, sys, time
+import jax, jax.numpy as jnp, numpy as np
+from gsclip_jax.clip import ClipConfig, init_clip
+from gsclip_jax.gsclip import GsClip, GsClipConfig
+from gsclip_jax.train import partition
+from experiments.build import stages
+from experiments.configs import stage2
+
+config = stage2.get_config("real3d")
+cfg = ClipConfig(remat=True, dtype="float32")
+method = GsClip(GsClipConfig(clip=cfg), stages(config))
+params, stats = jax.jit(method.init)(jax.random.key(0))
+params["clip"] = init_clip(jax.random.key(1), cfg)
+rng, size, points, views = np.random.default_rng(0), 336, 336 * 336, 9
+xyz = rng.standard_normal((1, points, 3)).astype(np.float32)
+batch = {
+    "render": rng.integers(0, 256, (1, views, size, size), dtype=np.uint8),
+    "depth": rng.integers(0, 256, (1, views, size, size), dtype=np.uint8),
+    "cloud": (rng.standard_normal((1, 3000, 3)) / 4).astype(np.float32),
+    "pix": rng.integers(0, size, (1, views, points, 2)).astype(np.int16),
+    "seen": rng.random((1, views, points)) < 0.5, "xyz": xyz,
+    "neighbours": rng.integers(0, points, (1, points, 8)).astype(np.int32),
+    "valid": np.ones((1, points), bool), "point_mask": rng.random((1, points)) < 0.03, "organised": np.zeros(1, bool),
+    "view_mask": rng.random((1, views, size, size)) < 0.03, "view_label": np.ones((1, views), np.int32),
+    "label": np.ones(1, np.int32),
+}
+stage = method.stages[int(sys.argv[1]) - 1]
+trainable, frozen = partition(params, stage)
+if "lora" in trainable:  # the zero start of the second factor stops the first one's gradient
+    trainable["lora"] = jax.tree.map(lambda x: x + 1e-3, trainable["lora"])
+def loss(trainable):
+    return method.loss(stage.name, trainable, frozen, stats, batch, jax.random.key(2))[0]
+began = time.monotonic()
+value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
+largest = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): float(jnp.abs(leaf).max())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+}
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps({"loss": float(value), "largest": largest, "peak_gb": peak, "seconds": time.monotonic() - began}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, groups", [(1, {"prompts", "gddm", "pointnet2"}), (2, {"srm", "lora"})])
+def test_one_step_at_full_size(stage, groups):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(stage)], capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({name: found[name] for name in ("loss", "peak_gb", "seconds")})
+    assert 0 < found["loss"] < 1e3
+    assert found["peak_gb"] < 12
+    assert {name.split("/")[0] for name in found["largest"]} == groups
+    # Biases before a BatchNorm have no influence in training mode.
+    silent = [name for name, value in found["largest"].items() if not value > 0 and not name.endswith("bias")]
+    assert silent == []
+    assert all(value < float("inf") for value in found["largest"].values())
+    wanted = {1: ["gddm/prototypes"], 2: ["srm/render/kernel", "srm/depth/kernel", "lora/fc/a", "lora/proj/b"]}[stage]
+    assert all(found["largest"][name] > 0 for name in wanted)
