@@ -42,14 +42,16 @@ class Switches:
     depth_through_render: bool = False  # released, Real3D-AD and Anomaly-ShapeNet: depth views pass the render encoder at test
     round_deep_prompts: bool = False  # released: to float16
     dice_per_row: bool = False  # released, one object a batch
+    dice_padding: bool = False  # released: empty cells count in the point Dice, with probability 0 of either class
     normalise_fused: bool = True  # released: the fused features meet the text as they are
     smooth_storage: bool = False  # released: Gaussian over the storage order also of unorganised scans
+    score_padding: bool = False  # released: empty cells keep what the smoothing spills into them, and the maximum counts it
 
 
 RELEASED = Switches(
     own_depth_tower=True, lora_trains=False, srm_tokens="cls", stage2_losses="point_view", weight_by_score=False,
     mixed_views=True, consistency_axis=1, stage2_prompts_train=True, test_in_train_mode=True, round_deep_prompts=True,
-    dice_per_row=True, normalise_fused=False, smooth_storage=True,
+    dice_per_row=True, dice_padding=True, normalise_fused=False, smooth_storage=True, score_padding=True,
 )  # fmt: skip
 
 
@@ -94,6 +96,11 @@ class Predictions(NamedTuple):
     view_logits: jax.Array  # [B,V,2], cosines / tau
     cells: jax.Array  # [B,V,g,g,2] probabilities on the patch grid
     view_global: jax.Array  # [B,V,E] G_i, as L_con takes it
+
+
+def object_score(points: jax.Array, view_probability: jax.Array) -> jax.Array:
+    """Half the largest point score [B,M], half the mean of the views' probabilities [B,V] -> [B]."""
+    return 0.5 * points.max(-1) + 0.5 * view_probability.mean(-1)
 
 
 class GsClip:
@@ -148,7 +155,14 @@ class GsClip:
         """Render stream, normalised: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
         if "render_tokens" in batch:
             return batch["render_tokens"]
-        return self._render_stream(params, preprocess_views(self.cfg.clip, batch["render"]))
+        return self._render_stream(params, self.images(batch["render"]))
+
+    def images(self, views: jax.Array) -> jax.Array:
+        """Network input [...,H,W,3] of grey views uint8 [...,H,W] or colour ones uint8 [...,H,W,3]; floating arrays
+        [...,H,W,3] are network input already."""
+        if jnp.issubdtype(views.dtype, jnp.floating):
+            return views
+        return preprocess_rgb(self.cfg.clip, views) if views.shape[-1] == 3 else preprocess_views(self.cfg.clip, views)
 
     def _render_stream(self, params: Params, images: jax.Array) -> jax.Array:
         clip = clip_module(self.cfg.clip, {"visual": params["clip"]["visual"]})
@@ -159,7 +173,7 @@ class GsClip:
     def depth_tokens(self, params: Params, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E]."""
         cfg = self.cfg
-        tower = params.get("clip_depth", params["clip"])
+        tower = params["clip_depth"] if "clip_depth" in params else params["clip"]
         clip = clip_module(cfg.clip, {"visual": tower["visual"]})
         encoded = encode_image(
             clip, images, lora=params["lora"], dropout_key=dropout_key,
@@ -199,7 +213,7 @@ class GsClip:
         render = self.render_tokens(params, batch)
         if stage == "stage1":
             return render
-        images = preprocess_views(self.cfg.clip, batch["depth"])
+        images = self.images(batch["depth"])
         if self.cfg.switches.depth_through_render and key is None:
             return self.fused_tokens(params, render, self._render_stream(params, images))
         return self.fused_tokens(params, render, self.depth_tokens(params, images, key))
@@ -214,7 +228,9 @@ class GsClip:
         return found
 
     def loss(self, stage: str, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array):
-        """Stage 1: L_cla + L_seg. Stage 2: L_cla + L_seg + consistency * L_con. Differentiated in `trainable` (method.Method)."""
+        """Stage 1: L_cla + L_seg. Stage 2: L_cla + L_seg + consistency * L_con. Differentiated in `trainable` (method.Method).
+
+        Without a key nothing is dropped."""
         switches = self.cfg.switches
         params = {**frozen, **trainable}
         if stage == "stage2" and not switches.lora_trains:
@@ -242,29 +258,33 @@ class GsClip:
         )
         seg = losses.segmentation(
             view_maps, batch["view_mask"], point_maps, batch["point_mask"],
-            None if switches.dice_per_row else batch["valid"], rows=rows, per_view=everything,
+            None if switches.dice_padding else batch["valid"], rows=rows, per_view=everything,
         )  # fmt: skip
         terms = {**cla, **seg}
         if stage == "stage2" and cfg.consistency:
             terms["consistency"] = cfg.consistency * losses.consistency(found.view_global, axis=switches.consistency_axis)
         return terms
 
+    def evidence(
+        self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage2"
+    ) -> tuple[Predictions, jax.Array]:
+        """What the views say at test time, and the texts [B,2,E] that they were compared with."""
+        in_training_mode = self.cfg.switches.test_in_train_mode
+        text, _, _ = self.text(params, stats, batch["cloud"], train=in_training_mode)
+        tokens = self.tokens_of_stage(stage, params, batch, jax.random.key(0) if in_training_mode else None)
+        return self.compare(tokens, text), text
+
     def predict(self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage2") -> Scores:
         """Scores of method.md for a batch; `stage` "stage1" scores the render stream alone."""
-        switches = self.cfg.switches
-        key = jax.random.key(0) if switches.test_in_train_mode else None
-        text, _, _ = self.text(params, stats, batch["cloud"], train=switches.test_in_train_mode)
-        found = self.compare(self.tokens_of_stage(stage, params, batch, key), text)
-        return self.score(found, batch)
+        return self.score(self.evidence(params, stats, batch, stage=stage)[0], batch)
 
     def score(self, found: Predictions, batch: Arrays) -> Scores:
         """Object score = 0.5 max over points + 0.5 mean over views; points smoothed."""
-        image_size = batch["render"].shape[-1]
+        image_size = batch["render"].shape[2]
         cells = found.cells[..., 1]
         points = self.smooth(lift(cells, batch["pix"], batch["seen"], batch["valid"], image_size), batch)
         view_probability = jax.nn.softmax(found.view_logits, axis=-1)[..., 1]
-        score = 0.5 * points.max(-1) + 0.5 * view_probability.mean(-1)
-        return Scores(score, points, upsample(cells[..., None], image_size)[..., 0])
+        return Scores(object_score(points, view_probability), points, upsample(cells[..., None], image_size)[..., 0])
 
     def smooth(self, points: jax.Array, batch: Arrays) -> jax.Array:
         """Organised scans: Gaussian over the grid; others: over 3D neighbours. [B,M], 0 where not valid."""
@@ -275,21 +295,25 @@ class GsClip:
         )
         if side * side != points.shape[1]:
             return near * batch["valid"]
+        kept = 1 if cfg.switches.score_padding else batch["valid"]
         grid = smooth_grid(points, sigma=cfg.smooth_sigma)
         on_grid = jnp.ones_like(batch["organised"]) if cfg.switches.smooth_storage else batch["organised"]
-        return jnp.where(on_grid[:, None], grid, near) * batch["valid"]
+        return jnp.where(on_grid[:, None], grid, near) * kept
 
     def predict_rgb(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, Any]:
         """The colour plug-in: batch["rgb"] [B,H,W,3] is one more view for both streams (method.md, Scores).
 
-        Returns: colour_map, joint_map [B,H,W], colour, joint [B] and the scores without colour, "geometry".
+        Returns: colour_map, joint_map [B,H,W], colour, joint, colour_probability [B] and the scores without colour, "geometry".
         """
-        text, _, _ = self.text(params, stats, batch["cloud"], train=False)
-        geometry = self.score(self.compare(self.tokens_of_stage("stage2", params, batch), text), batch)
-        images = preprocess_rgb(self.cfg.clip, batch["rgb"])[:, None]
+        found, text = self.evidence(params, stats, batch)
+        geometry = self.score(found, batch)
+        return {"geometry": geometry, **self.join_rgb(self.colour_evidence(params, text, batch), geometry, batch)}
+
+    def colour_evidence(self, params: Params, text: jax.Array, batch: Arrays) -> Predictions:
+        """What the colour image says as a single view that passes both streams."""
+        images = self.images(batch["rgb"])[:, None]
         tokens = self.fused_tokens(params, self._render_stream(params, images), self.depth_tokens(params, images))
-        found = self.compare(tokens, text)
-        return {"geometry": geometry, **self.join_rgb(found, geometry, batch)}
+        return self.compare(tokens, text)
 
     def join_rgb(self, found: Predictions, geometry: Scores, batch: Arrays) -> dict[str, jax.Array]:
         """Colour and joint maps and scores from the colour view's predictions and the geometry's scores."""
@@ -302,6 +326,7 @@ class GsClip:
         view_part = (geometry.object - 0.5 * geometry.points.max(-1)) * 2
         return {
             "colour_map": colour_map,
+            "colour_probability": colour_probability,
             "colour": colour_map.max((1, 2)) + colour_probability,
             "joint_map": joint_map,
             "joint": joint_map.max((1, 2)) + (view_part + colour_probability) / 2,
