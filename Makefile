@@ -19,7 +19,7 @@ demo: venv
 	$(PY) -m experiments.run --config stage2.py --workdir runs/demo
 
 test: venv
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: venv
 	$(PY) -m pytest -m slow
@@ -33,6 +33,7 @@ lint: venv
 
 lock:
 	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml --extra test -o requirements.lock
+	sed -i '1i \# Exact versions this project was tested with (make lock rewrites it). Python 3.11 to 3.13.' requirements.lock
 
 clean:
 	rm -rf runs/demo cache
