@@ -1,6 +1,6 @@
 """A trained model as one small directory: what training changed, the configuration, and the hash of the CLIP it belongs to.
 
-    python -m experiments.export --workdir runs/demo --out DIR      # a copy in half precision, to hand on
+python -m experiments.export --workdir runs/demo --out DIR      # a copy in half precision, to hand on
 """
 
 from __future__ import annotations

@@ -45,18 +45,32 @@ def run(config: ConfigDict, workdir: Path) -> None:
         mean=(0.7,) * 3, std=(0.3,) * 3,
         **dict(m),
     )  # fmt: skip
-    row = Stage(
-        "clip", {"clip": c.learning_rate, "head": c.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True,
-        warmup_steps=c.warmup_steps,
-        weight_decay=c.weight_decay, clip_norm=1.0,
+    rows = tuple(
+        Stage(
+            name, {"clip": row.learning_rate, "head": row.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True,
+            warmup_steps=row.warmup_steps, weight_decay=c.weight_decay, clip_norm=1.0,
+        )
+        for name, row in (("sight", config.sight), ("words", config.words))
     )  # fmt: skip
-    method = ClipPretraining(clip_cfg, row, c.local_weight)
+    method = ClipPretraining(clip_cfg, rows)
     params, stats = method.init(jax.random.key(config.seed))
     captioner = Captioner(tokenizer)
-    batches = lambda first: view_batches(  # noqa: E731
-        views, captioner, batch_size=c.batch_size, patch=m.patch, seed=config.seed, first=first
-    )
-    params, _ = fit(method, row, params, stats, batches, c.steps, workdir / "clip", mesh=mesh, seed=config.seed, writer=writer)
+    for number, row in enumerate(rows):
+        batches = lambda first, number=number: view_batches(  # noqa: E731
+            views, captioner, batch_size=c.batch_size, patch=m.patch, seed=2 * config.seed + number, first=first
+        )
+        params, _ = fit(
+            method,
+            row,
+            params,
+            stats,
+            batches,
+            config[row.name].steps,
+            workdir / row.name,
+            mesh=mesh,
+            seed=config.seed,
+            writer=writer,
+        )
 
     points = _load(sets, ("xyz", "point_mask"))
     net = PointNet2Config(

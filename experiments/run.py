@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         config, workdir = parse(sys.argv[1:] if arguments is None else arguments)
+        if arguments is None:  # a program of its own: JAX has not started yet
+            import jax
+
+            jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
         run(config, workdir)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where this one was", file=sys.stderr)
@@ -176,7 +180,6 @@ def run(config, workdir: Path) -> None:
     """The whole of a configuration."""
     import jax
 
-    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
     if config.task == "pretrain":

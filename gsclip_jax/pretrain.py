@@ -28,15 +28,18 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 class ClipPretraining:
-    """Image-text contrast on captions, plus sound-or-damaged contrasts of whole views and of patches against a pair of sentences.
+    """Two stages. "sight": a linear head learns which patches are defective, which teaches the vision tower to see them. "words":
+    image-text contrast on captions, and sound-or-damaged contrasts of whole views and of patches against a pair of sentences.
+
+    Together from the start, the noise of the untrained sentences drowns the patches' signal: nothing is learned.
 
     Batch: render, depth uint8 [B,H,W]; render_mask, depth_mask float32 [B,P] defective share of every patch; caption int32 [2B,T]
     (renders first); pair int32 [K,2,T] sound and damaged sentences, pair_of int32 [2B] which pair a view is held against;
     damaged int32 [2B].
     """
 
-    def __init__(self, cfg: ClipConfig, stage: Stage, local_weight: float = 1.0):
-        self.name, self.cfg, self.stages, self.local_weight = "clip_pretraining", cfg, (stage,), local_weight
+    def __init__(self, cfg: ClipConfig, stages: tuple[Stage, ...] = ()):
+        self.name, self.cfg, self.stages = "clip_pretraining", cfg, stages
 
     def init(self, key):
         """The CLIP, and a linear head that is thrown away: it tells patches apart before the sentences can."""
@@ -52,10 +55,19 @@ class ClipPretraining:
         clip = clip_module(self.cfg, trainable["clip"])
         render = encode_image(clip, preprocess_views(self.cfg, batch["render"]), vv=True)
         depth = encode_image(clip, preprocess_views(self.cfg, batch["depth"]))
-        image = unit(jnp.concatenate([render.cls, depth.cls]))  # [2B,E]
         tokens = jnp.concatenate([render.tokens[-1], depth.tokens[-1]])[:, 1:]  # [2B,P,E]
-        patches = unit(tokens)
         share = jnp.concatenate([batch["render_mask"], batch["depth_mask"]])  # [2B,P]
+        head = trainable["head"]
+        evidence = tokens.astype(jnp.float32) @ head["kernel"] + head["bias"]
+        direct = patch_loss(evidence, share)
+        gap = evidence[..., 1] - evidence[..., 0]
+        hit, miss = share > 0.3, share == 0
+        apart = (gap * hit).sum() / jnp.maximum(hit.sum(), 1) - (gap * miss).sum() / jnp.maximum(miss.sum(), 1)
+        if stage == "sight":
+            return direct, (stats, {"direct": direct, "apart": apart})
+
+        image = unit(jnp.concatenate([render.cls, depth.cls]))  # [2B,E]
+        patches = unit(tokens)
         caption = unit(encode_tokens(clip, batch["caption"]))  # [2B,E]
         pair = unit(encode_tokens(clip, batch["pair"]))[batch["pair_of"]]  # [2B,2,E]
 
@@ -68,10 +80,9 @@ class ClipPretraining:
         view = jnp.einsum("be,bke->bk", image, pair) / TAU
         condition = -jnp.take_along_axis(jax.nn.log_softmax(view), batch["damaged"][:, None], 1).mean()
         local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TAU, share)
-        head = trainable["head"]
-        direct = patch_loss(tokens.astype(jnp.float32) @ head["kernel"] + head["bias"], share)
-        total = 0.3 * contrast + 0.5 * condition + self.local_weight * (local + direct)
-        return total, (stats, {"contrast": contrast, "condition": condition, "local": local, "direct": direct})
+        total = 0.3 * contrast + 0.5 * condition + local + 2 * direct
+        terms = {"contrast": contrast, "condition": condition, "local": local, "direct": direct, "apart": apart}
+        return total, (stats, terms)
 
     def predict(self, params, stats, batch):
         raise NotImplementedError("the pretrained CLIP is scored through GS-CLIP: run stage2.py")

@@ -83,16 +83,16 @@ def test_metrics_of_hand_made_scores(tmp_path):
 
 
 def test_empty_pixels_count_only_in_the_released_metric(tmp_path):
-    """Organised scans: a defective point at 0.3, a sound one at 0.4, 14 empty pixels at 0."""
+    """Organised scans: a defective point at 0.3, sound ones at 0.4 and 0.1, 13 empty pixels at 0."""
     points, valid, mask = np.zeros(16, np.float32), np.zeros(16, bool), np.zeros(16, bool)
-    points[:2], valid[:2], mask[0] = (0.3, 0.4), True, True
+    points[:3], valid[:3], mask[0] = (0.3, 0.4, 0.1), True, True
     row = {"object_index": 0, "category": "a", "name": "0", "defect": "x", "label": 1}
     evaluate._write(
         evaluate.object_file(tmp_path, row), points=points, valid=valid, point_mask=mask,
         regions=evaluate._regions(mask, np.zeros((16, 3)), True), organised=True, object=np.float32(1), label=1,
     )  # fmt: skip
     table = evaluate.tabulate([row], tmp_path)["a"]
-    assert table["p_auroc"] == 0.0
+    assert table["p_auroc"] == 0.5
     assert table["p_auroc_released"] == pytest.approx(14 / 15, abs=1e-6)
     assert table["o_auroc"] is None  # one class only
     assert table["p_pro_released"] is not None

@@ -14,7 +14,7 @@ SMALL = [
     "--config.data.synthetic.defective=2", "--config.data.categories=vase", "--config.data.points=1024",
     "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=256", "--config.data.views=3",
     "--config.pointnet2.centroids=64,32,16,8", "--config.stage1.epochs=1", "--config.stage2.epochs=1",
-    "--config.compare=surface_variation", "--config.eval.pictures=2", "--config.mesh.cpu_devices=4",
+    "--config.compare=surface_variation", "--config.eval.pictures=2",
 ]  # fmt: skip
 
 

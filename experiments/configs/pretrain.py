@@ -23,8 +23,8 @@ def get_config(preset: str | None = None):
         "patch": 14, "vision_width": 128, "vision_layers": 4, "vision_heads": 2, "embed_dim": 96,
         "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 3,
     })  # fmt: skip
-    config.clip_stage = ConfigDict({
-        "steps": 3600, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "local_weight": 2.0,
-    })  # fmt: skip
+    config.clip_stage = ConfigDict({"batch_size": 24, "weight_decay": 0.05})
+    config.sight = ConfigDict({"steps": 1700, "learning_rate": 1e-3, "warmup_steps": 50})
+    config.words = ConfigDict({"steps": 600, "learning_rate": 5e-4, "warmup_steps": 50})
     config.point_stage = ConfigDict({"steps": 150, "batch_size": 8, "learning_rate": 2e-3})
     return config
