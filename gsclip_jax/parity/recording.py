@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -109,7 +111,7 @@ class Recording:
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     self._files[file] = {name: arrays[name] for name in arrays.files}
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise ParityError(f"{path}: cannot be read ({error}); the directory is incomplete") from error
         return self._files[file]
 
