@@ -21,7 +21,11 @@ for entry in $need; do
     found "${entry%%:*}" || missing="$missing ${entry##*:}"
 done
 # llvmpipe, which draws without a graphics card, is a driver and in no library cache
-ls /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium*.so >/dev/null 2>&1 || missing="$missing libgl1-mesa-dri"
+driver=""
+for file in /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium*.so /usr/lib*/dri/swrast_dri.so; do
+    [ -e "$file" ] && driver="$file"
+done
+[ -n "$driver" ] || missing="$missing libgl1-mesa-dri"
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -53,7 +53,7 @@ def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
 
     def adam(rate: float) -> optax.GradientTransformation:
         if stage.cosine:
-            rate = optax.warmup_cosine_decay_schedule(0.0, rate, max(stage.warmup_steps, 1), max(steps, 2))
+            rate = optax.warmup_cosine_decay_schedule(0.0, rate, max(stage.warmup_steps, 1), max(steps, stage.warmup_steps + 2))
         b1, b2 = stage.betas
         if stage.weight_decay:
             return optax.adamw(rate, b1=b1, b2=b2, weight_decay=stage.weight_decay, mask=_matrices)
