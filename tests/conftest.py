@@ -1,9 +1,14 @@
 """Shared fixtures: several CPU devices for sharding tests, and the optional folder of reference data beside the project."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+# torch, an oracle here, imports triton where it is installed; triton's LLVM and Open3D's or JAX's in one process end in a
+# segmentation fault. Nothing in the tests needs it: let the import fail.
+sys.modules["triton"] = None
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
