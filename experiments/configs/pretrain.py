@@ -26,5 +26,5 @@ def get_config(preset: str | None = None):
     config.clip_stage = ConfigDict({"batch_size": 24, "weight_decay": 0.05})
     config.sight = ConfigDict({"steps": 1700, "learning_rate": 1e-3, "warmup_steps": 50})
     config.words = ConfigDict({"steps": 300, "learning_rate": 5e-4, "warmup_steps": 50})
-    config.point_stage = ConfigDict({"steps": 80, "batch_size": 8, "learning_rate": 2e-3})
+    config.point_stage = ConfigDict({"steps": 30, "batch_size": 8, "learning_rate": 2e-3})
     return config
