@@ -123,7 +123,8 @@ def test_devices_change_nothing(one_device, tmp_path, shape):
         rows[name] = train(tiny.STAGE1, mesh, tmp_path / name, writer=writer, log_every=1, steps=1)
         rows[name + " loss"] = [json.loads(x)["loss"] for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(rows["one loss"], rows["many loss"], rtol=2e-4)
-    same(rows["one"][1], rows["many"][1], atol=1e-4)
+    # Adam's first step turns round-off into whole steps where a gradient is nearly zero: 3e-4 seen, against changes of 0.1.
+    same(rows["one"][1], rows["many"][1], atol=1.5e-3)
 
 
 def test_the_rules_split_both_encoders():
