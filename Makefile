@@ -32,7 +32,7 @@ lint: venv
 	$(PY) -m ruff check .
 
 lock:
-	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml --extra test -o requirements.lock
+	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --python-version 3.11 requirements.txt requirements-test.txt -o requirements.lock
 	sed -i '1i \# Exact versions this project was tested with (make lock rewrites it). Python 3.11 to 3.13.' requirements.lock
 
 clean:
