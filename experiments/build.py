@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import jax
@@ -14,9 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.records import RecordSet, prepare
+from experiments.configs.common import suggest
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
 from gsclip_jax.clip import init_clip
-from gsclip_jax.convert.load import MINI, load_clip, load_pointnet2
+from gsclip_jax.convert.load import load_clip, load_pointnet2
 from gsclip_jax.convert.store import content_hash
 from gsclip_jax.gddm import GddmConfig
 from gsclip_jax.gsclip import RELEASED, GsClip, GsClipConfig, Switches
@@ -27,11 +27,6 @@ from gsclip_jax.prompts import PromptConfig
 
 class ConfigError(ValueError):
     """A configuration that cannot run; one line that says why and what to set."""
-
-
-def suggest(word: str, known) -> str:
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 # ---- data
@@ -103,9 +98,7 @@ def test_categories(config: ConfigDict, records: RecordSet) -> list[str]:
     Raises:
       ConfigError: there is none.
     """
-    found = [name for name in records.categories() if name != config.data.train_category]
-    if config.data.categories:
-        found = [name for name in config.data.categories if name != config.data.train_category]
+    found = [name for name in config.data.categories or records.categories() if name != config.data.train_category]
     if not found:
         raise ConfigError(f"nothing to evaluate: {config.data.train_category!r} is the only category under {config.data.root}")
     return found
@@ -192,8 +185,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         params["clip_depth"] = {"visual": init_clip(jax.random.key(config.seed + 2), clip_cfg)["visual"]}
         weights["clip_depth"] = content_hash(params["clip_depth"])
     if p.weights:
-        source = MINI if p.weights == "mini" else p.weights
-        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(source, net)
+        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(p.weights, net)
     return method, params, stats, weights
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
@@ -62,19 +61,19 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
       ConfigError: the directory holds another configuration; names what differs.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    path, ours = workdir / "config.json", json.loads(config.to_json_best_effort())
+    path, config_json = workdir / "config.json", json.loads(config.to_json_best_effort())
     if path.exists():
-        theirs = json.loads(path.read_text())
+        ours, theirs = _flat(config_json), _flat(json.loads(path.read_text()))
         differing = sorted(
-            key for key in _flat(ours).keys() | _flat(theirs).keys()
-            if _flat(ours).get(key) != _flat(theirs).get(key) and key.split(".")[0] not in INCIDENTAL
+            key for key in ours.keys() | theirs.keys()
+            if ours.get(key) != theirs.get(key) and key.split(".")[0] not in INCIDENTAL
         )  # fmt: skip
         if differing:
-            shown = ", ".join(f"{k} {_flat(theirs).get(k)!r} there, {_flat(ours).get(k)!r} now" for k in differing[:4])
+            shown = ", ".join(f"{k} {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
             raise ConfigError(f"{workdir} holds a run with another configuration ({shown}{more}); choose another --workdir")
         return
-    evaluate.write_json(path, ours)
+    evaluate.write_json(path, config_json)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -216,7 +215,3 @@ def table(results: dict, compared: dict[str, dict] | None = None) -> str:
         cells = "".join(f"{'-' if values[key] is None else f'{100 * values[key]:.1f}':>9}" for key, _ in shown)
         lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value))

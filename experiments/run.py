@@ -56,7 +56,8 @@ def parse(arguments: list[str]):
     Raises:
       ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
     """
-    from experiments.build import ConfigError, suggest
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
 
     name, workdir, changes = None, None, []
     rest = list(arguments)
@@ -97,7 +98,8 @@ def load_config(name: str):
     Raises:
       ConfigError: no such file or preset.
     """
-    from experiments.build import ConfigError, suggest
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
 
     path, _, preset = name.partition(":")
     file = Path(path) if Path(path).is_file() else CONFIGS / path
@@ -121,7 +123,8 @@ def set_key(config, key: str, value: str) -> None:
     Raises:
       ConfigError: no such key, or a value that does not fit.
     """
-    from experiments.build import ConfigError, suggest
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
 
     *path, last = key.split(".")
     place = config
@@ -188,7 +191,8 @@ def run(config, workdir: Path) -> None:
 
         claim_workdir(config, workdir)
         return pretrain.run(config, workdir)
-    from experiments.build import ConfigError, suggest
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
     from experiments.pipeline import Run, say, table
 
     if config.task not in ("stage1", "stage2", "eval"):
@@ -228,7 +232,8 @@ def comparisons(config) -> dict:
     Raises:
       ConfigError: unknown name.
     """
-    from experiments.build import ConfigError, suggest
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random

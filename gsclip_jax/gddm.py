@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gsclip_jax.srm import unit
+
 
 @dataclass(frozen=True)
 class GddmConfig:
@@ -59,15 +61,9 @@ def init_gddm(key: jax.Array, cfg: GddmConfig = DEFAULT) -> dict:
     }
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis; a zero vector (every feature cut off by the ReLU) stays zero, its gradient finite."""
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
 def outlier_scores(prototypes: jax.Array, points: jax.Array) -> jax.Array:
     """s = 1 - max_j cos(f, p_j): prototypes [Q,C], points [B,N,C] -> [B,N] in [0, 2]."""
-    cosine = jnp.einsum("bnc,qc->bnq", _unit(points.astype(jnp.float32)), _unit(prototypes.astype(jnp.float32)))
+    cosine = jnp.einsum("bnc,qc->bnq", unit(points.astype(jnp.float32)), unit(prototypes.astype(jnp.float32)))
     return 1 - cosine.max(-1)
 
 

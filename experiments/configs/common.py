@@ -5,6 +5,8 @@ A configuration is data: nested values that `--config.section.key=value` changes
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from ml_collections import ConfigDict
 
 # Auxiliary categories of the published protocol; a preset trains on the first.
@@ -102,17 +104,20 @@ def paper(name: str) -> ConfigDict:
     return config
 
 
+def suggest(word: str, known) -> str:
+    """`"; did you mean 'x'?"` for the nearest known word, or nothing."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def preset(name: str | None) -> ConfigDict:
     """The configuration of a preset name; "" is the embedded default.
 
     Raises:
       ValueError: unknown name, with the nearest.
     """
-    from difflib import get_close_matches
-
     name = name or ""
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(AUXILIARY)}, or none for the embedded default")
+        known = f"Known: {', '.join(AUXILIARY)}, or none for the embedded default"
+        raise ValueError(f"unknown preset {name!r}{suggest(name, PRESETS)} {known}")
     return paper(name) if name else embedded()

@@ -72,6 +72,15 @@ def _arrays(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
+def _embedded(name_or_path: PathLike) -> PathLike:
+    """'mini' is the embedded weights' directory; everything else is what it is."""
+    if os.fspath(name_or_path) != "mini":
+        return name_or_path
+    if not (MINI / "config.json").is_file():
+        raise WeightsError(f"mini: the embedded weights are missing in {MINI}; install the package again")
+    return MINI
+
+
 def load_clip(name_or_path: PathLike, *, revision: str | None = None, cache_dir: PathLike | None = None,
               progress: Progress | None = None, **changes: Any) -> tuple[ClipConfig, dict[str, Any], Path | None, str]:
     """A CLIP by name or path.
@@ -90,10 +99,7 @@ def load_clip(name_or_path: PathLike, *, revision: str | None = None, cache_dir:
         WeightsError: one line: no such file, wrong kind, keys that do not fit, damage.
         ValueError: `changes` that do not fit the configuration.
     """
-    if os.fspath(name_or_path) == "mini":
-        if not (MINI / "config.json").is_file():
-            raise WeightsError(f"mini: the embedded weights are missing in {MINI}; install the package again")
-        name_or_path = MINI
+    name_or_path = _embedded(name_or_path)
     if is_stored(name_or_path):
         tree, config = load_params(name_or_path)
         if "clip" not in config and "vision_width" not in config:
@@ -132,6 +138,7 @@ def load_checkpoint(path: PathLike, *, progress: Progress | None = None) -> Conv
     Raises:
         WeightsError: one line: what is wrong, in which file.
     """
+    path = _embedded(path)
     if not is_stored(path):
         converted, _, _ = convert_source(path, progress=progress)
         return dataclasses.replace(converted, params=_arrays(converted.params), stats=_arrays(converted.stats))
