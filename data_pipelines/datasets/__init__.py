@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .base import DataError, Reader, Sample, Scan, near
+from .base import DataError, GivenViews, Reader, Sample, Scan, near
 
 # name -> (module, class). Modules are imported when asked for: a reader may need what another installation lacks.
 READERS: dict[str, tuple[str, str]] = {
     "real3d": ("real3d", "Real3D"),
     "synthetic": ("real3d", "Real3D"),  # the synthetic writer keeps Real3D-AD's layout
+    "anomaly_shapenet": ("anomaly_shapenet", "AnomalyShapeNet"),
 }
 
-__all__ = ["DataError", "READERS", "Reader", "Sample", "Scan", "open_reader"]
+__all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]
 
 
 def open_reader(name: str, root: str | Path, **options) -> Reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,34 @@ class Scan:
     valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans
     grid: tuple[int, int] | None = None  # (H, W) of organised scans
     rgb: np.ndarray | None = None  # [H, W, 3] uint8
+    # False for a defective scan of which nobody marked the points: `mask` is then all false, and the object counts for
+    # object metrics alone. Such a scan's Sample has label 1 and no mask_path.
+    labelled: bool = True
+    views: GivenViews | None = None  # where the data set brings its own pictures
+
+
+@dataclasses.dataclass
+class GivenViews:
+    """V pictures that come with a scan of S points, in place of rendered ones; the fields are those of `batch.FIELDS`."""
+
+    render: np.ndarray  # [V, H, W] uint8
+    depth: np.ndarray  # [V, H, W] uint8
+    view_mask: np.ndarray  # [V, H, W] bool
+    pix: np.ndarray  # [V, S, 2] int16, x = column, y = row
+    seen: np.ndarray  # [V, S] bool
+
+    def fitting(self, points: int, size: int, views: int, name: str) -> dict[str, np.ndarray]:
+        """The pictures by field, once they are what a record of `points` points and `views` pictures of `size` pixels holds.
+
+        Raises:
+          DataError: naming the scan, what it has and what to set.
+        """
+        has = {"points": self.pix.shape[1], "image_size": self.render.shape[-1], "views": len(self.render)}
+        wrong = [f"config.data.{key}={has[key]}" for key, asked in zip(has, (points, size, views), strict=True)
+                 if has[key] != asked]
+        if wrong:
+            raise DataError(f"{name}: given pictures cannot be brought to other numbers; set {' '.join(wrong)}")
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 class Reader(Protocol):
@@ -52,6 +81,26 @@ class Reader(Protocol):
 
     def load(self, sample: Sample) -> Scan:
         """Reads one scan. Raises DataError naming the file when it cannot be used."""
+
+
+def natural(path: Path) -> tuple:
+    """Sort key of a file or folder that puts 99_good before 105_good."""
+    parts = re.split(r"(\d+)", path.stem)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], path.suffix
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in natural order, without hidden ones; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted((child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
+
+
+def files(folder: Path, kinds: Iterable[str]) -> list[Path]:
+    """The files in a folder that end in one of `kinds` ('.png'), as `folders` gives folders."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.suffix.lower() in kinds and path.name[0] != "."), key=natural)
 
 
 def near(word: str, known: Iterable[str]) -> str:

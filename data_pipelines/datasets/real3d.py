@@ -12,26 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..clouds import clean, point_count, read_cloud, read_table
-from .base import DataError, Sample, Scan, find_root, unknown_category
+from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
 
 CLOUDS = (".pcd", ".ply")
-LAYOUT = "<category>/test/*.pcd"
 ROWS_OFF = 1  # some published ground truths have one row more than their cloud
 
 
-def _natural(path: Path) -> list:
-    """Sort key that puts 99_good before 105_good."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.stem) if part]
-
-
-def _clouds(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in CLOUDS), key=_natural)
-
-
 def _is_category(folder: Path) -> bool:
-    return bool(_clouds(folder / "test"))
+    return bool(files(folder / "test", CLOUDS))
 
 
 def defect_of(stem: str) -> str:
@@ -43,25 +31,28 @@ def defect_of(stem: str) -> str:
 class Real3D:
     """Reader of Real3D-AD and of everything written in its layout. Source: the data set's own `dataset_pc.py`."""
 
+    layout = "<category>/test/*.pcd"
+    truth_folders = ("gt", "GT")  # the first is named where none is there
+
     def __init__(self, root: str | Path, name: str = "real3d"):
         self.name = name
-        self.root = find_root(root, lambda folder: any(_is_category(c) for c in folder.iterdir() if c.is_dir()), LAYOUT)
-        self._categories = sorted(folder.name for folder in self.root.iterdir() if folder.is_dir() and _is_category(folder))
+        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), self.layout)
+        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
 
     def categories(self) -> list[str]:
         return list(self._categories)
 
     def samples(self, category: str, split: str = "test") -> list[Sample]:
-        """Test scans (good and defective), or the `train` split's templates. Test names holding 'temp' are left out."""
+        """Test scans (good and defective), or the `train` split's templates. Templates among the test scans are left out."""
         if category not in self._categories:
             raise unknown_category(category, self._categories, self.root)
         folder = self.root / category
         samples = []
-        for path in _clouds(folder / split):
-            template = "temp" in path.stem.lower()
+        for path in files(folder / split, CLOUDS):
+            template = self.is_template(path.stem)
             if template != (split == "train"):
                 continue
-            defect = "good" if template else defect_of(path.stem)
+            defect = "good" if template else self.defect_of(path.stem)
             truth = None if defect == "good" else str(self._truth(folder, path.stem))
             samples.append(Sample(path.stem, category, defect, int(defect != "good"), split, str(path), truth))
         return samples
@@ -87,10 +78,15 @@ class Real3D:
             mask = labels > 0.5
         return Scan(xyz=xyz, mask=mask, valid=np.ones(len(xyz), bool))
 
-    @staticmethod
-    def _truth(folder: Path, stem: str) -> Path:
+    def is_template(self, stem: str) -> bool:
+        """Whether a file name is that of a defect-free template, by the word the data set's loaders look for."""
+        return "temp" in stem.lower()
+
+    def defect_of(self, stem: str) -> str:
+        """'good', or the kind of defect, by file name."""
+        return defect_of(stem)
+
+    def _truth(self, folder: Path, stem: str) -> Path:
         """`gt/<stem>.txt`, or `GT/` where the folder is spelt so."""
-        for spelt in ("gt", "GT"):
-            if (folder / spelt / f"{stem}.txt").is_file():
-                return folder / spelt / f"{stem}.txt"
-        return folder / "gt" / f"{stem}.txt"
+        places = [folder / spelt / f"{stem}.txt" for spelt in self.truth_folders]
+        return next((place for place in places if place.is_file()), places[0])
