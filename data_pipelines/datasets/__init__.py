@@ -12,6 +12,7 @@ READERS: dict[str, tuple[str, str]] = {
     "real3d": ("real3d", "Real3D"),
     "synthetic": ("real3d", "Real3D"),  # the synthetic writer keeps Real3D-AD's layout
     "anomaly_shapenet": ("anomaly_shapenet", "AnomalyShapeNet"),
+    "mvtec3d": ("mvtec3d", "MVTec3D"),
 }
 
 __all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]

@@ -1,0 +1,91 @@
+"""MVTec 3D-AD's folder layout: `<category>/<split>/<defect>/{xyz,rgb,gt}/NNN.{tiff,png,png}`, raw or preprocessed.
+
+The object alone is kept (`foreground.py`) and the picture is padded to a square, both in memory: files are never written. A tree
+that the published preprocessing has been through is read as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..clouds import MIN_POINTS, clean
+from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
+from .foreground import EPS, LEAST, object_pixels
+from .pictures import TIFF, read_flags, read_rgb, read_xyz
+
+LAYOUT = "<category>/test/<defect>/xyz/*.tiff"
+STEP = 100  # squares have a side of a multiple of it, pixels
+
+
+def _is_category(folder: Path) -> bool:
+    return any(files(kind / "xyz", TIFF) for kind in folders(folder / "test"))
+
+
+class MVTec3D:
+    """Reader of MVTec 3D-AD. Source: PointAD `multi_view/preprocess_mvtec3d.py`, `multiview_mvtec.py`."""
+
+    def __init__(self, root: str | Path, name: str = "mvtec3d"):
+        self.name = name
+        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), LAYOUT)
+        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+
+    def categories(self) -> list[str]:
+        return list(self._categories)
+
+    def samples(self, category: str, split: str = "test") -> list[Sample]:
+        """Scans of a split ('test', 'train', 'validation'): whatever folder is not called 'good' is a kind of defect."""
+        if category not in self._categories:
+            raise unknown_category(category, self._categories, self.root)
+        samples = []
+        for kind in folders(self.root / category / split):
+            defective = kind.name != "good"
+            for path in files(kind / "xyz", TIFF):
+                truth = str(kind / "gt" / f"{path.stem}.png") if defective else None
+                samples.append(Sample(f"{kind.name}_{path.stem}", category, kind.name, int(defective), split, str(path), truth))
+        return samples
+
+    def load(self, sample: Sample) -> Scan:
+        """The object on its square grid; S = H * W. `mask` is the annotation, also on pixels where no point was measured."""
+        path = Path(sample.path)
+        xyz = read_xyz(path)
+        shape = xyz.shape[:2]
+        if sample.mask_path is None:
+            mask = np.zeros(shape, bool)
+        elif Path(sample.mask_path).is_file():
+            mask = read_flags(sample.mask_path, shape)
+        else:
+            raise DataError(f"{path}: defective sample without ground truth; expected {sample.mask_path}")
+        seen = int(xyz.any(-1).sum())
+        if seen < MIN_POINTS:
+            raise DataError(f"{path}: only {seen} of {xyz.shape[0] * xyz.shape[1]} pixels hold a point; export the scan again")
+        valid = object_pixels(xyz)
+        if not valid.any():
+            raise DataError(f"{path}: no object left of {seen} points once the plane is removed (nowhere {LEAST} points within "
+                            f"{EPS} m of each other); coordinates have to be in metres")
+        clean(xyz[valid], path)
+        xyz[~valid] = 0
+        rgb = self._colours(path, shape)
+        if rgb is not None:
+            rgb[~valid] = 0
+        xyz, mask, valid, rgb = (_square(plane) for plane in (xyz, mask, valid, rgb))
+        return Scan(xyz.reshape(-1, 3), mask.ravel(), valid.ravel(), valid.shape, rgb)
+
+    @staticmethod
+    def _colours(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+        """The colour image beside a scan, a copy; None where the data set has no folder of them."""
+        folder = path.parent.parent / "rgb"
+        return read_rgb(folder / f"{path.stem}.png", shape).copy() if folder.is_dir() else None
+
+
+def _square(plane: np.ndarray | None) -> np.ndarray | None:
+    """[H, W, ...] in the middle of a square of zeros, both sides rounded up to `STEP` and the larger taken."""
+    if plane is None:
+        return None
+    height, width = plane.shape[:2]
+    side = max(-(-height // STEP), -(-width // STEP)) * STEP
+    top, left = (side - height) // 2, (side - width) // 2
+    out = np.zeros((side, side, *plane.shape[2:]), plane.dtype)
+    out[top : top + height, left : left + width] = plane
+    return out
