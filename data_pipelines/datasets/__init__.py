@@ -13,6 +13,7 @@ READERS: dict[str, tuple[str, str]] = {
     "synthetic": ("real3d", "Real3D"),  # the synthetic writer keeps Real3D-AD's layout
     "anomaly_shapenet": ("anomaly_shapenet", "AnomalyShapeNet"),
     "mvtec3d": ("mvtec3d", "MVTec3D"),
+    "eyecandies": ("eyecandies", "Eyecandies"),
 }
 
 __all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]

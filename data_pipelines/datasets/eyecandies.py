@@ -1,0 +1,169 @@
+"""Eyecandies' folder layout: `<Category>/{train,val,test_public}/data/<id>_<item>`, with depth.png, info_depth.yaml, pose.txt,
+image_<k>.png, and for test scans mask.png, metadata.yaml and a mask per kind of defect. `test_private` has no ground truth and is
+not read.
+
+Points are those of the published background removal: turned so that y and z change places, and a tenth of the size (the camera
+list 'eyecandies' was made for that frame). Source: the data set's docs/download.md; M3DM `utils/preprocess_eyecandies.py`;
+PointAD `multi_view/multiview_eyecandies.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..clouds import clean
+from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
+from .pictures import read_flags, read_levels, read_rgb
+
+LAYOUT = "<Category>/test_public/data/<id>_depth.png"
+SIDE, FOCAL = 512, 711.11  # pixels; one camera for all
+SPLITS = {"test": "test_public", "train": "train", "validation": "val", "val": "val"}
+DEFECTS = ("bumps", "dents", "colors", "normals")
+DEPTH = "_depth.png"
+# Of the object, in the frame of the conveyor: above it, not behind it, not beside it.
+ABOVE, FAR, ASIDE = -0.02, 1.8, 1.0
+TURN = np.array([[0.1, 0, 0], [0, 0, -0.1], [0, 0.1, 0]])
+
+
+def _is_category(folder: Path) -> bool:
+    data = folder / SPLITS["test"] / "data"
+    return data.is_dir() and any(path.name.endswith(DEPTH) for path in data.iterdir())
+
+
+class Eyecandies:
+    """Reader of Eyecandies.
+
+    Args:
+      image: which light the colour picture has: 0 all spots, 1 bottom, 2 right, 3 top, 4 left (as M3DM takes it), 5 global.
+    """
+
+    def __init__(self, root: str | Path, name: str = "eyecandies", image: int = 4):
+        if image not in range(6):
+            raise DataError(f"Eyecandies has the images 0 to 5, not {image}")
+        self.name, self.image = name, image
+        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), LAYOUT)
+        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+
+    def categories(self) -> list[str]:
+        return list(self._categories)
+
+    def samples(self, category: str, split: str = "test") -> list[Sample]:
+        """Scans of a split ('test' is test_public, 'validation' is val). Reads labels and masks of the test scans.
+
+        Raises:
+          DataError: unknown category, or a test scan whose label is missing or contradicts its mask.
+        """
+        if category not in self._categories:
+            raise unknown_category(category, self._categories, self.root)
+        samples = []
+        pictures = files(self.root / category / SPLITS[split] / "data", (".png",)) if split in SPLITS else []
+        for path in (path for path in pictures if path.name.endswith(DEPTH)):
+            base = str(path)[: -len(DEPTH)]
+            defect = self._defect(base) if split == "test" else "good"
+            truth = None if defect == "good" else f"{base}_mask.png"
+            samples.append(Sample(path.name[: -len(DEPTH)], category, defect, int(defect != "good"), split, str(path), truth))
+        return samples
+
+    @staticmethod
+    def _defect(base: str) -> str:
+        """'good', or the kinds of defect whose masks are not empty, joined by '+'."""
+        mask, meta = Path(f"{base}_mask.png"), Path(f"{base}_metadata.yaml")
+        marked = read_flags(mask).any() if mask.is_file() else None
+        defective = bool(_number(_yaml(meta), meta, "anomalous")) if meta.is_file() else marked
+        if defective is None:
+            raise DataError(f"{base}{DEPTH}: test scan with neither {mask.name} nor {meta.name}; restore them from the archive")
+        if marked and not defective:
+            raise DataError(f"{meta}: says 'anomalous: 0', but {mask.name} is not empty; restore the matching files")
+        if not defective:
+            return "good"
+        masks = {kind: Path(f"{base}_{kind}_mask.png") for kind in DEFECTS}
+        return "+".join(kind for kind, path in masks.items() if path.is_file() and read_flags(path).any()) or "defect"
+
+    def load(self, sample: Sample) -> Scan:
+        """The scan on its 512 x 512 pixels, in a tenth of metres; the conveyor is not valid and is 0, 0, 0."""
+        shape, base = (SIDE, SIDE), sample.path[: -len(DEPTH)]
+        levels = read_levels(sample.path, shape)
+        info, pose = Path(f"{base}_info_depth.yaml"), Path(f"{base}_pose.txt")
+        normalization = _yaml(info).get("normalization")
+        if not isinstance(normalization, dict):
+            raise DataError(f"{info}: no 'normalization' with 'min' and 'max'; restore it from the archive")
+        low, high = (_number(normalization, info, key) for key in ("min", "max"))
+        if not 0 < low <= high:
+            raise DataError(f"{info}: depths from {low} to {high} m; they have to be above 0 and rise")
+        world = world_points(levels / 65535 * (high - low) + low, _pose(pose))
+        valid = above_conveyor(world, sample.path)
+        mask = np.zeros(shape, bool)
+        if sample.mask_path is not None:
+            if not Path(sample.mask_path).is_file():
+                raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
+            mask = read_flags(sample.mask_path, shape)
+        xyz = (world @ TURN.T).astype(np.float32)
+        if not valid.any():
+            raise DataError(f"{sample.path}: no object, all {valid.size} pixels are background; check {info.name}, {pose.name}")
+        clean(xyz[valid], sample.path)
+        xyz[~valid] = 0
+        return Scan(xyz, mask.ravel(), valid, shape, read_rgb(f"{base}_image_{self.image}.png", shape))
+
+
+def world_points(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """World points [H * W, 3] float64 in metres, row by row, of depths [H, W] in metres; `pose` [4, 4] takes world to camera."""
+    row, column = np.indices(depth.shape)
+    camera = np.stack([(column - depth.shape[1] / 2) * depth / FOCAL, (row - depth.shape[0] / 2) * depth / FOCAL, depth,
+                       np.ones_like(depth)], -1)
+    return (camera.reshape(-1, 4) @ np.linalg.inv(pose).T)[:, :3]
+
+
+def above_conveyor(world: np.ndarray, path: str | Path = "scan") -> np.ndarray:
+    """[S] bool: the points of the object among world points [S, 3] of a square picture, which shows the conveyor in the middle of
+    its first and last row; the line between these two gives its tilt.
+
+    Raises:
+      DataError: naming `path`, when the two are at one place.
+    """
+    side = round(len(world) ** 0.5)
+    first, last = world[side // 2], world[-side + side // 2]
+    up, along = first[1:] - last[1:]
+    length = np.hypot(up, along)
+    if not length > 0:
+        raise DataError(f"{path}: the first and the last row see one and the same point, so the conveyor has no direction")
+    sine, cosine = up / length, along / length
+    apart = world - [0, *last[1:]]
+    y = cosine * apart[:, 1] - sine * apart[:, 2]
+    z = sine * apart[:, 1] + cosine * apart[:, 2]
+    return (y <= ABOVE) & (z <= FAR) & (np.abs(apart[:, 0]) <= ASIDE)
+
+
+def _yaml(path: Path) -> dict:
+    """A file of keys and values. Raises DataError when it is missing or is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; restore it from the archive")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as yaml ({' '.join(str(error).split())}); restore it from the archive") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected keys with values, found {content!r:.40}; restore it from the archive")
+    return content
+
+
+def _number(content: dict, path: Path, key: str) -> float:
+    value = content.get(key)
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise DataError(f"{path}: '{key}' should be a number, found {value!r:.40}; restore it from the archive")
+    return float(value)
+
+
+def _pose(path: Path) -> np.ndarray:
+    """The camera's pose [4, 4]. Raises DataError when it is missing or is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; restore it from the archive")
+    try:
+        pose = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise DataError(f"{path}: not a matrix of numbers ({' '.join(str(error).split())})") from error
+    if pose.shape != (4, 4) or not np.isfinite(pose).all() or abs(np.linalg.det(pose)) < 1e-9:
+        raise DataError(f"{path}: expected a pose, an invertible 4 x 4 matrix; restore it from the archive")
+    return pose
