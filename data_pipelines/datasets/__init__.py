@@ -14,6 +14,7 @@ READERS: dict[str, tuple[str, str]] = {
     "anomaly_shapenet": ("anomaly_shapenet", "AnomalyShapeNet"),
     "mvtec3d": ("mvtec3d", "MVTec3D"),
     "eyecandies": ("eyecandies", "Eyecandies"),
+    "prerendered": ("prerendered", "Prerendered"),
 }
 
 __all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]
