@@ -58,8 +58,8 @@ def read_cloud(path: str | Path) -> np.ndarray:
     return points
 
 
-def read_table(path: str | Path) -> np.ndarray:
-    """Numbers [rows, columns >= 3] float64 of a text file, separated by white space or commas.
+def read_table(path: str | Path, least: int = 3) -> np.ndarray:
+    """Numbers [rows, columns >= least] float64 of a text file, separated by white space or commas.
 
     Raises:
       DataError: missing or empty file, or rows that are no numbers or of different lengths.
@@ -74,7 +74,7 @@ def read_table(path: str | Path) -> np.ndarray:
         rows = np.loadtxt(io.StringIO(text), delimiter="," if "," in text[:4096] else None, ndmin=2)
     except ValueError as error:
         raise DataError(f"{path}: rows are not all numbers of one length ({error}); the file may be truncated") from error
-    if rows.shape[1] < 3:
+    if rows.shape[1] < least:
         raise DataError(f"{path}: expected at least the columns x y z, found {rows.shape[1]}")
     return rows
 

@@ -15,6 +15,7 @@ READERS: dict[str, tuple[str, str]] = {
     "mvtec3d": ("mvtec3d", "MVTec3D"),
     "eyecandies": ("eyecandies", "Eyecandies"),
     "prerendered": ("prerendered", "Prerendered"),
+    "folder": ("folder", "Folder"),  # your own scans
 }
 
 __all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]
