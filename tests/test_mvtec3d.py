@@ -88,6 +88,16 @@ def test_keeps_the_object_on_a_square_without_touching_the_files(root):
     np.testing.assert_array_equal(again.valid, scan.valid)
 
 
+def test_the_plane_is_the_same_every_time():
+    xyz, _ = table(noise=0.002)  # so rough that which points are near the plane depends on the draw
+    valid = xyz.any(-1)
+    normal, offset = foreground.border_plane(xyz, valid)
+    again = foreground.border_plane(xyz, valid)
+    other = foreground.border_plane(xyz, valid, seed=1)
+    assert (again[0] == normal).all() and again[1] == offset and other[1] != offset
+    assert abs(abs(normal @ [0.1, -0.05, -1]) / np.sqrt(1.0125) - 1) < 1e-4  # the table's own tilt
+
+
 def test_strays_and_scatter_are_no_object(root):
     xyz, dome = table()
     xyz[2:8, 2:8, 2] -= 0.05  # a cluster of 36 points
