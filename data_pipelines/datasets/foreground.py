@@ -14,7 +14,8 @@ from scipy.spatial import cKDTree
 
 BORDER = 10  # rows and columns at each edge of the picture, where the plane is looked for
 FIT_WITHIN, REMOVE_WITHIN = 0.004, 0.005  # metres
-SAMPLES, ROUNDS = (50, 3), 1000  # points a plane; 50 alone, as published, find none where a fifth of the border is no plane
+# Points a plane -> how many planes. 50 points, as published, never are all of the plane where a fifth of the border is not.
+SAMPLES = {50: 1000, 3: 200}
 EPS, LEAST = 0.006, 30  # of the clusters: metres, points
 # What tells a plane from an object that reaches the edge: it is most of the border and is seen on three sides of the picture.
 MOST, SIDES, OF_SIDE = 0.5, 3, 0.1
@@ -47,7 +48,7 @@ def border_plane(xyz: np.ndarray, valid: np.ndarray, seed: int = 0) -> tuple[np.
     centre = points.mean(0)
     points -= centre
     rng = np.random.default_rng(seed)
-    planes = [_planes(points[rng.integers(len(points), size=(ROUNDS, sample))]) for sample in SAMPLES]
+    planes = [_planes(points[rng.integers(len(points), size=(rounds, size))]) for size, rounds in SAMPLES.items()]
     normals, offsets = (np.concatenate(parts) for parts in zip(*planes, strict=True))
     counts = np.concatenate([(np.abs(points @ normals[i : i + 50].T - offsets[i : i + 50]) <= FIT_WITHIN).sum(0)
                              for i in range(0, len(normals), 50)])
