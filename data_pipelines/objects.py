@@ -23,11 +23,11 @@ from .cameras import Cameras, views
 from .clouds import cloud_points, knn, resample, seed_of
 from .datasets import DataError, Sample, Scan, open_reader
 from .datasets.base import near
-from .render import SEEN, Rasteriser, rasteriser, render_object
+from .render import SEEN, ZOOM, Rasteriser, rasteriser, render_object
 
 # What makes a record, and the values of keys that a configuration may leave out.
 _KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
-_DEFAULTS = {"seen": "front", "back_off": None}
+_DEFAULTS = {"seen": "front", "back_off": None, "zoom": ZOOM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Recipe:
     sample_seed: int
     seen: str = "front"
     back_off: bool | None = None
+    zoom: float = ZOOM  # of the camera: less is nearer
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
@@ -79,6 +80,8 @@ def recipe_of(data_cfg: Mapping) -> Recipe:
             raise DataError(f"config.data.{key} is {getattr(recipe, key)}; it has to be at least {least}")
     if recipe.window < recipe.image_size:
         raise DataError(f"config.data.window ({recipe.window}) is smaller than config.data.image_size ({recipe.image_size})")
+    if not 0 < recipe.zoom <= 10:
+        raise DataError(f"config.data.zoom is {recipe.zoom}; it has to be above 0 and at most 10")
     if recipe.seen not in SEEN:
         raise DataError(f"config.data.seen is {recipe.seen!r}; use one of {', '.join(SEEN)}")
     try:
@@ -103,8 +106,11 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     """
     seed = seed_of(recipe.sample_seed, category, name)
     scored = resample(scan, recipe.points, seed)
-    shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
-                          recipe.splat(category), seen=recipe.seen, draw=draw)
+    if scan.views is not None:  # pictures of its own: `resample` left the points as they are, or `fitting` says why not
+        shown = scan.views.fitting(recipe.points, recipe.image_size, len(recipe.camera_list()), f"{category}/{name}")
+    else:
+        shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
+                              recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, draw=draw)
     if scored.organised:  # smoothed over the grid, not over neighbours
         neighbours = np.repeat(np.arange(recipe.points, dtype=np.int32)[:, None], recipe.neighbours, axis=1)
     else:
@@ -187,12 +193,12 @@ def write_part(path: Path, made: Mapping[str, np.ndarray]) -> None:
 def _work(jobs, answers) -> None:
     """First line: reader and recipe. Then a line per object, answered by `{}` or `{"error": one line}`."""
     spec = json.loads(jobs.readline())
-    reader = open_reader(spec["name"], spec["root"])
+    reader = open_reader(spec["name"], spec["root"], **spec["options"])
     recipe, parts = Recipe(**spec["recipe"]), Path(spec["parts"])
     draw = rasteriser(recipe.window, here=True)
     for line in jobs:
         job = json.loads(line)
-        sample = Sample(**job["sample"])
+        sample = Sample(**job["sample"] | {"beside": tuple(job["sample"]["beside"])})
         answer = {}
         try:
             made = make_object(reader.load(sample), recipe, sample.category, sample.id, draw)

@@ -37,7 +37,7 @@ class RecordSet:
     """Records on disk and what is in them; row i of `index` is record i."""
 
     dir: Path
-    index: list[dict]  # name, category, defect, label, path
+    index: list[dict]  # name, category, defect, label, labelled (False: defective, its points unmarked), path
     recipe: Recipe
     key: str
 
@@ -81,7 +81,8 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
     cache_root = Path(cache_root).expanduser().absolute()
     recipe = recipe_of(data_cfg)
     root = _root(data_cfg, cache_root, workers, progress)
-    reader = open_reader(data_cfg["name"], root)
+    options = dict(data_cfg.get("reader") or {})
+    reader = _reader(data_cfg["name"], root, options)
     samples = _samples(reader, categories or data_cfg.get("categories"), data_cfg.get("train_category"), recipe)
     key = _key(data_cfg["name"], reader, samples, recipe)
     folder = cache_root / f"{data_cfg['name']}-{key}"
@@ -89,12 +90,19 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, progress):
             if not (folder / INDEX).is_file():
-                _make(folder, reader, samples, recipe, key, max(1, workers), progress)
+                _make(folder, reader, options, samples, recipe, key, max(1, workers), progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(folder) from error
         raise
     return open_records(folder)
+
+
+def _reader(name: str, root: Path, options: dict) -> Reader:
+    try:
+        return open_reader(name, root, **options)
+    except TypeError as error:
+        raise DataError(f"config.data.reader: the reader of {name!r} does not take {options} ({error})") from error
 
 
 def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
@@ -125,6 +133,10 @@ def _samples(reader: Reader, categories, train_category: str | None, recipe: Rec
             raise DataError(f"config.data.train_category {train_category!r} is not among the categories {', '.join(wanted)}")
         if not any(sample.label for sample in samples[train_category]):
             raise no_defective(train_category, getattr(reader, "root", reader.name))
+        for sample in samples[train_category]:
+            if not sample.labelled:
+                raise DataError(f"{sample.path}: nobody marked the defective points of this scan, so category {train_category!r} "
+                                "cannot be trained on; add masks or choose another config.data.train_category")
     for category, found in samples.items():
         recipe.splat(category)
         for sample in found:
@@ -137,9 +149,11 @@ def _key(name: str, reader: Reader, samples: list[Sample], recipe: Recipe) -> st
     """Hash of the recipe, this code's version, and the names, sizes and times of all files read."""
     files = []
     for sample in samples:
-        for path in filter(None, (sample.path, sample.mask_path)):
-            status = os.stat(path)
-            files.append([sample.category, sample.id, sample.defect, Path(path).name, status.st_size, status.st_mtime_ns])
+        for path in map(Path, filter(None, (sample.path, sample.mask_path, *sample.beside))):
+            for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+                if part.exists() or str(path) not in sample.beside:
+                    s = os.stat(part)
+                    files.append([sample.category, sample.id, sample.defect, part.name, s.st_size, s.st_mtime_ns])
     content = json.dumps([VERSION, name, recipe.json(), files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -156,18 +170,20 @@ def _locked(folder: Path, progress) -> Iterator[None]:
         yield
 
 
-def _make(folder: Path, reader: Reader, samples: list[Sample], recipe: Recipe, key: str, workers: int, progress) -> None:
+def _make(folder: Path, reader: Reader, options: dict, samples: list[Sample], recipe: Recipe, key: str, workers: int,
+          progress) -> None:
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     _check_space(folder, len(samples), recipe)
     missing = [row for row in range(len(samples)) if not (parts / f"{row}.npz").is_file()]
     if missing:
-        spec = {"name": reader.name, "root": str(reader.root), "recipe": recipe.json(), "parts": str(parts)}
+        spec = {"name": reader.name, "root": str(reader.root), "options": options, "recipe": recipe.json(), "parts": str(parts)}
         _render_parts(spec, samples, missing, min(workers, len(missing)), progress)
     from .tfds_records import write_tfds  # TensorFlow Datasets: seconds to import
 
     write_tfds(folder, parts, samples, recipe)
-    index = [{"name": s.id, "category": s.category, "defect": s.defect, "label": s.label, "path": s.path} for s in samples]
+    index = [{"name": s.id, "category": s.category, "defect": s.defect, "label": s.label, "labelled": s.labelled,
+              "path": s.path} for s in samples]  # fmt: skip
     content = {"version": VERSION, "key": key, "recipe": recipe.json(), "index": index}
     write_atomic(folder / INDEX, json.dumps(content, indent=1).encode())
     shutil.rmtree(parts)

@@ -47,11 +47,14 @@ class Camera(NamedTuple):
         return centre + focal * x / -z, centre - focal * y / -z, -z
 
 
-def fit_camera(points: np.ndarray, window: int, back_off: bool = False) -> Camera:
-    """The default camera of rotated points [S, 3]; with `back_off` as far away as it takes to see all of them."""
+def fit_camera(points: np.ndarray, window: int, back_off: bool = False, zoom: float = ZOOM) -> Camera:
+    """The default camera of rotated points [S, 3]; with `back_off` as far away as it takes to see all of them.
+
+    `zoom` less than the default's brings it nearer.
+    """
     low, high = points.min(0), points.max(0)
     centre, side = (low + high) / 2, float((high - low).max())
-    distance = ZOOM * side / TAN
+    distance = zoom * side / TAN
     if back_off:
         x, y, z = np.abs(points - centre).T
         z = points[:, 2] - centre[2]
@@ -194,7 +197,8 @@ def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[
 
 
 def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
-                  point_size: float, *, seen: str = "front", draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+                  point_size: float, *, seen: str = "front", zoom: float = ZOOM,
+                  draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """All views of one object.
 
     Args:
@@ -203,6 +207,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       window: side of the drawing, pixels, reduced to image_size (bicubic for shading, areas for the rest).
       point_size: side of a point's square in the window, pixels.
       seen: 'front', one point per occupied pixel, the front-most (the paper); 'surface', every point on the visible surface.
+      zoom: of the camera (`fit_camera`).
       draw: rasteriser to use instead of this process's.
 
     Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0; background 255), view_mask
@@ -232,7 +237,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     shots = []
     for turn in cameras.rotations:
         turned = points @ turn.T
-        camera = fit_camera(turned, window, cameras.back_off)
+        camera = fit_camera(turned, window, cameras.back_off, zoom)
         facing = plane @ turn.T
         # Planes have no outside: turned towards the camera, so that no patch is dark for its sign alone.
         facing *= np.where(np.einsum("si,si->s", facing, camera.eye - turned) < 0, -1.0, 1.0)[:, None]

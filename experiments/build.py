@@ -36,9 +36,9 @@ def data_config(config: ConfigDict) -> dict:
     """config.data in the terms of data_pipelines.records."""
     data = config.data
     sizes = {**dict(data.point_sizes), "default": data.point_size} if data.point_sizes else data.point_size
-    keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "cloud_points", "neighbours",
-            "sample_seed")  # fmt: skip
-    return {**{key: data[key] for key in keys}, "point_size": sizes}
+    keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
+            "cloud_points", "neighbours", "sample_seed")  # fmt: skip
+    return {**{key: data[key] for key in keys}, "point_size": sizes, "reader": dict(data.reader)}
 
 
 def load_records(config: ConfigDict, progress=print) -> RecordSet:

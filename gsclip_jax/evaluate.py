@@ -102,13 +102,15 @@ def _write(path: Path, **arrays) -> None:
 def tabulate(index: Sequence[dict], folder: str | Path) -> dict[str, dict]:
     """Metrics of every category, from the files of `score_objects`; values in [0, 1], None where undefined.
 
-    P-AUROC pools the valid points of a category. `*_released` count the empty pixels of organised scans as score 0 and are
+    P-AUROC pools the valid points of a category; objects whose index row says `labelled` False (defective, but nobody marked
+    where) count for the object metrics alone. `*_released` count the empty pixels of organised scans as score 0 and are
     None on unorganised scans where the released code has no such number (P-PRO).
     """
     tables = {}
     for category in dict.fromkeys(row["category"] for row in index):
         rows = [row for row in index if row["category"] == category]
-        tables[category] = _category([_read(object_file(folder, row)) for row in rows])
+        found = [_read(object_file(folder, row)) | {"labelled": row.get("labelled", True)} for row in rows]
+        tables[category] = _category(found)
     return tables
 
 
@@ -120,9 +122,10 @@ def _read(path: Path) -> dict:
 def _category(found: list[dict]) -> dict:
     labels = np.array([int(f["label"]) for f in found])
     objects = np.array([float(f["object"]) for f in found])
-    every_score = np.concatenate([np.where(f["valid"], f["points"], 0) for f in found])
-    every_region = metrics.join_regions([f["regions"] for f in found])
-    valid = np.concatenate([f["valid"] for f in found])
+    marked = [f for f in found if f["labelled"]] or found[:1]  # without any, the point metrics come out undefined
+    every_score = np.concatenate([np.where(f["valid"], f["points"], 0) for f in marked])
+    every_region = metrics.join_regions([f["regions"] for f in marked])
+    valid = np.concatenate([f["valid"] for f in marked])
     on_points = metrics.point_metrics(every_region[valid], every_score[valid])
     values = {
         "o_auroc": metrics.roc_auc(labels, objects),

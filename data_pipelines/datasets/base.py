@@ -27,6 +27,12 @@ class Sample:
     split: str
     path: str
     mask_path: str | None = None
+    beside: tuple[str, ...] = ()  # other files that `load` reads, where they exist; a folder stands for all files in it
+
+    @property
+    def labelled(self) -> bool:
+        """False for a defective scan of which nobody marked the points: it counts for object metrics alone."""
+        return not (self.label and self.mask_path is None)
 
 
 @dataclasses.dataclass

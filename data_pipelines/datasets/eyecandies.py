@@ -64,7 +64,8 @@ class Eyecandies:
             base = str(path)[: -len(DEPTH)]
             defect = self._defect(base) if split == "test" else "good"
             truth = None if defect == "good" else f"{base}_mask.png"
-            samples.append(Sample(path.name[: -len(DEPTH)], category, defect, int(defect != "good"), split, str(path), truth))
+            samples.append(Sample(path.name[: -len(DEPTH)], category, defect, int(defect != "good"), split, str(path), truth,
+                                  tuple(base + end for end in ("_info_depth.yaml", "_pose.txt", f"_image_{self.image}.png"))))
         return samples
 
     @staticmethod

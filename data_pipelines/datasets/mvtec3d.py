@@ -43,7 +43,8 @@ class MVTec3D:
             defective = kind.name != "good"
             for path in files(kind / "xyz", TIFF):
                 truth = str(kind / "gt" / f"{path.stem}.png") if defective else None
-                samples.append(Sample(f"{kind.name}_{path.stem}", category, kind.name, int(defective), split, str(path), truth))
+                samples.append(Sample(f"{kind.name}_{path.stem}", category, kind.name, int(defective), split, str(path), truth,
+                                      (str(kind / "rgb" / f"{path.stem}.png"),)))
         return samples
 
     def load(self, sample: Sample) -> Scan:

@@ -54,7 +54,7 @@ class Prerendered:
                 truth = specie / "gt_pcd" / f"{pictures.name}.pcd"
                 defect = "good" if not label else specie.name if specie.name != "good" else "defect"
                 samples.append(Sample(f"{specie.name}_{pictures.name}", category, defect, label, split, str(pictures),
-                                      str(truth) if label or truth.is_file() else None))
+                                      str(truth) if label or truth.is_file() else None, _beside(specie, pictures.name)))
         return samples
 
     def load(self, sample: Sample) -> Scan:
@@ -94,6 +94,13 @@ class Prerendered:
             except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
                 raise DataError(f"{path}: not the authors' list of samples ({error!r:.80}); restore or remove it") from error
         return labels
+
+
+def _beside(specie: Path, name: str) -> tuple[str, ...]:
+    """The other files and folders of one scan."""
+    parts = [specie / folder / name for folder in VIEWS if folder != "2d_rendering"]
+    parts += [specie / "pcd" / f"{name}.pcd", specie / "xyz" / f"{name}.tiff", specie / "rgb" / f"{name}.png"]
+    return tuple(map(str, parts))
 
 
 def _views(specie: Path, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -34,18 +34,21 @@ def embedded() -> ConfigDict:
             "root": "",
             "train_category": "bottle",
             "categories": (),  # evaluated; () = every other one
-            "points": 12288,  # scored points M
+            "points": 16384,  # scored points M
             "image_size": 112,
             "views": 9,
             "cameras": "ring",
+            "back_off": True,  # the camera goes as far away as it takes to see everything
+            "zoom": 0.55,  # of the camera: less is nearer; the published views have 0.7
             "window": 336,  # pixels drawn before the picture is reduced to image_size
-            "point_size": 7.0,
+            "point_size": 10.0,
             "point_sizes": {},  # category -> size, where they differ
             "cloud_points": 2048,  # N, PointNet++ input
             "neighbours": 16,
             "sample_seed": 0,
+            "reader": {},  # options of the data set's reader: eyecandies has `image`, which light its colour picture has
             "synthetic": {  # how the embedded data set is made; ignored for others
-                "set": "test", "difficulty": "middle", "scan_points": 14000, "seed": 0,
+                "set": "test", "difficulty": "wide", "scan_points": 18000, "seed": 0,
                 "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
             },
         },
@@ -79,7 +82,7 @@ def paper(name: str) -> ConfigDict:
     config.compare = ()
     config.data.update({
         "name": name, "train_category": AUXILIARY[name][0], "points": 336 * 336, "image_size": 336,
-        "cloud_points": 3000, "window": 1024, "cameras": "ring", "point_size": 12.0,
+        "cloud_points": 3000, "window": 1024, "cameras": "ring", "point_size": 12.0, "back_off": None, "zoom": 0.7,
     })  # fmt: skip
     config.data.synthetic = ConfigDict()
     config.clip.update({"name": "ViT-L-14-336px.pt", "dtype": "bfloat16"})
@@ -98,6 +101,7 @@ def paper(name: str) -> ConfigDict:
         })  # fmt: skip
     elif name == "eyecandies":
         config.data.cameras, config.data.point_size, config.data.window = "eyecandies", 10.0, 1036
+        config.data.reader = ConfigDict({"image": 4})
     else:
         config.data.window = 1036
         config.stage2.learning_rate = 1e-4
