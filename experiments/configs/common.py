@@ -9,6 +9,8 @@ from difflib import get_close_matches
 
 from ml_collections import ConfigDict
 
+from data_pipelines.recipes import recipe
+
 # Auxiliary categories of the published protocol; a preset trains on the first.
 AUXILIARY = {
     "mvtec3d": ("carrot", "cookie", "dowel"),
@@ -80,10 +82,7 @@ def paper(name: str) -> ConfigDict:
     config = embedded()
     config.preset = name
     config.compare = ()
-    config.data.update({
-        "name": name, "train_category": AUXILIARY[name][0], "points": 336 * 336, "image_size": 336,
-        "cloud_points": 3000, "window": 1024, "cameras": "ring", "point_size": 12.0, "back_off": None, "zoom": 0.7,
-    })  # fmt: skip
+    config.data.update({"name": name, "train_category": AUXILIARY[name][0], **recipe(name)})
     config.data.synthetic = ConfigDict()
     config.clip.update({"name": "ViT-L-14-336px.pt", "dtype": "bfloat16"})
     config.pointnet2.update({
@@ -93,17 +92,7 @@ def paper(name: str) -> ConfigDict:
     config.stage1.update({"epochs": 15, "learning_rate": 2e-3, "pointnet2_rate": 2e-3})
     config.stage2.update({"epochs": 10, "learning_rate": 5e-4})
     config.seed = 111
-    if name == "mvtec3d":
-        config.data.cameras = "mvtec3d"
-        config.data.point_sizes = ConfigDict({
-            "bagel": 7.0, "cable_gland": 12.0, "carrot": 7.0, "cookie": 6.0, "dowel": 10.0, "rope": 5.0, "peach": 7.0,
-            "foam": 8.0, "potato": 8.0, "tire": 8.0,
-        })  # fmt: skip
-    elif name == "eyecandies":
-        config.data.cameras, config.data.point_size, config.data.window = "eyecandies", 10.0, 1036
-        config.data.reader = ConfigDict({"image": 4})
-    else:
-        config.data.window = 1036
+    if name in ("real3d", "anomaly_shapenet"):
         config.stage2.learning_rate = 1e-4
     return config
 
