@@ -256,3 +256,56 @@ def test_a_drawing_that_goes_down_is_an_error(window):
     mine._process.kill()
     with pytest.raises(RuntimeError, match="the drawing process went down, status -9"):
         list(mine.draw([render.Shot(xyz, xyz, render.fit_camera(xyz, 32))], 2))
+
+
+def test_depth_and_visibility_equal_ray_casting(window):
+    """An independent judge: rays cast at the mesh that the points were sampled from."""
+    import open3d as o3d
+
+    rng = np.random.default_rng(0)
+    mesh = o3d.geometry.TriangleMesh.create_torus(1.0, 0.4, 60, 40)  # hides parts of itself from most sides
+    block = o3d.geometry.TriangleMesh.create_box(0.5, 0.5, 1.6).translate((-0.25, -0.25, -0.8))
+    mesh += block
+    corners, faces = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
+    a, b, c = (corners[faces[:, i]] for i in range(3))
+    normal = np.cross(b - a, c - a)
+    area = np.linalg.norm(normal, axis=1)
+    normal = normal / area[:, None]
+    face = rng.choice(len(faces), 40_000, p=area / area.sum())
+    u, v = np.sqrt(rng.random(40_000)), rng.random(40_000)
+    xyz = (1 - u)[:, None] * a[face] + (u * (1 - v))[:, None] * b[face] + (u * v)[:, None] * c[face]
+
+    cameras = views("mvtec3d", 5)
+    shown = drawn(xyz, cameras=cameras, splat=3.0, seen="surface", draw=window)
+    middle, scale = xyz.mean(0), np.ptp(xyz, axis=0).max()
+    for number, turn in enumerate(cameras.rotations):
+        turned, hull = ((p - middle) / scale @ turn.T for p in (xyz, corners))
+        camera = render.fit_camera(turned, 128)
+        scene = o3d.t.geometry.RaycastingScene()
+        scene.add_triangles(o3d.core.Tensor(hull.astype(np.float32)), o3d.core.Tensor(faces.astype(np.uint32)))
+
+        def cast(towards, camera=camera, scene=scene):
+            """Where the first hit lies, in multiples of each ray's direction."""
+            rays = np.concatenate([np.broadcast_to(camera.eye, towards.shape), towards], -1).astype(np.float32)
+            return scene.cast_rays(o3d.core.Tensor(np.ascontiguousarray(rays)))["t_hit"].numpy()
+
+        row, column = np.mgrid[:128, :128]
+        focal = 64 / render.TAN
+        depth = cast(np.stack([(column - 63.5) / focal, -(row - 63.5) / focal, -np.ones((128, 128))], -1))
+        hit = np.isfinite(depth)
+        inside = binary_erosion(hit, iterations=2)
+        painted = (shown["render"][number] < 255) | (shown["depth"][number] < 255)  # highlights are white, too
+        assert painted[inside].mean() > 0.99 and not painted[~binary_dilation(hit, iterations=3)].any()
+        # Away from edges, where a splat's depth and that of its pixel's ray part, the picture is the rays' depth in 8 bits.
+        near, far = depth[hit].min(), depth[hit].max()
+        flat = inside & (np.hypot(*np.gradient(np.where(hit, depth, far))) < 0.02 * (far - near))
+        expected = 255 * (far - depth[flat]) / (far - near)
+        apart = np.abs(shown["depth"][number][flat] - expected)
+        assert flat.sum() > 1500 and np.median(apart) < 6 and np.quantile(apart, 0.99) < 16, number
+        # A point is seen where nothing lies between it and the eye; where the surface is seen edge-on, splats hide each other.
+        towards = turned - camera.eye
+        open_view = cast(towards) > 1 - 4e-3
+        across = np.einsum("ij,ij->i", normal[face] @ turn.T, towards / np.linalg.norm(towards, axis=1)[:, None])
+        facing = np.abs(across) > 0.5
+        wrong = (shown["drawn"][number] != open_view)[facing]
+        assert 0.2 < open_view.mean() < 0.7 and facing.mean() > 0.5 and wrong.mean() < 0.03, (number, wrong.mean())
