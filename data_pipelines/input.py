@@ -113,10 +113,10 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
     options = tf.data.Options()
     options.threading.private_threadpool_size = THREADS
     options.threading.max_intra_op_parallelism = 1
-    return map(lambda stored: _unpack(stored, records), data.with_options(options).as_numpy_iterator())
+    return map(lambda stored: unpack(stored, records), data.with_options(options).as_numpy_iterator())
 
 
-def _unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:
+def unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:
     """The fields of `batch.FIELDS` from a batch of records; undoes `objects.pack`."""
     recipe = records.recipe
     count, size, points = len(stored["label"]), recipe.image_size, recipe.points

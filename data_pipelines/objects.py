@@ -21,12 +21,13 @@ from PIL import Image
 from .batch import Batch
 from .cameras import Cameras, views
 from .clouds import cloud_points, knn, resample, seed_of
-from .datasets import DataError, Sample, Scan, open_reader
+from .datasets import DataError, Reader, Sample, Scan, open_reader
 from .datasets.base import near
 from .render import SEEN, ZOOM, Rasteriser, rasteriser, render_object
 
 # What makes a record, and the values of keys that a configuration may leave out.
 _KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
+BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
 _DEFAULTS = {"seen": "front", "back_off": None, "zoom": ZOOM}
 
 
@@ -190,8 +191,23 @@ def write_part(path: Path, made: Mapping[str, np.ndarray]) -> None:
         raise
 
 
+def make_part(reader: Reader, sample: Sample, recipe: Recipe, path: Path, draw: Rasteriser | None = None) -> str | None:
+    """Makes the part file of one scan, or, of a scan that cannot be used, `.bad` in its place with the reason, which is returned.
+
+    Raises:
+      DataError: the disk is full.
+    """
+    try:
+        made = make_object(reader.load(sample), recipe, sample.category, sample.id, draw)
+    except DataError as error:
+        write_atomic(path.with_suffix(BAD), json.dumps({"path": sample.path, "error": str(error)}).encode())
+        return str(error)
+    write_part(path, made)
+    return None
+
+
 def _work(jobs, answers) -> None:
-    """First line: reader and recipe. Then a line per object, answered by `{}` or `{"error": one line}`."""
+    """First line: reader and recipe. Then a line per object, answered by `{}`, `{"bad": why}` or, to stop, `{"error": why}`."""
     spec = json.loads(jobs.readline())
     reader = open_reader(spec["name"], spec["root"], **spec["options"])
     recipe, parts = Recipe(**spec["recipe"]), Path(spec["parts"])
@@ -199,10 +215,9 @@ def _work(jobs, answers) -> None:
     for line in jobs:
         job = json.loads(line)
         sample = Sample(**job["sample"] | {"beside": tuple(job["sample"]["beside"])})
-        answer = {}
         try:
-            made = make_object(reader.load(sample), recipe, sample.category, sample.id, draw)
-            write_part(parts / f"{job['row']}.npz", made)
+            bad = make_part(reader, sample, recipe, parts / f"{job['row']}.npz", draw)
+            answer = {"bad": bad} if bad else {}
         except DataError as error:
             answer = {"error": str(error)}
         answers.write(json.dumps(answer) + "\n")

@@ -2,6 +2,7 @@
 
 A cache folder holds `<name>-<hash>/`: the TFDS data set, `records.json` (index and recipe; written last, so a folder with it is
 complete) and, while it is being made, `parts/` with one file per finished object, from which a killed run continues.
+`data_pipelines.prepare` is the command for it; `verify.py` checks what lies there.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import importlib
+import inspect
 import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .datasets import DataError, Reader, Sample, open_reader
+from .datasets import READERS, DataError, Reader, Sample, open_reader
 from .datasets.base import near, no_defective
-from .objects import Recipe, no_space, recipe_of, write_atomic
+from .objects import BAD, Recipe, no_space, recipe_of, write_atomic
+from .workers import render_parts
 
 VERSION = 1  # raise when the same recipe gives other records
 INDEX = "records.json"
@@ -40,6 +39,7 @@ class RecordSet:
     index: list[dict]  # name, category, defect, label, labelled (False: defective, its points unmarked), path
     recipe: Recipe
     key: str
+    skipped: list[dict] = dataclasses.field(default_factory=list)  # path, error, category, label of scans that were left out
 
     def categories(self) -> list[str]:
         return list(dict.fromkeys(row["category"] for row in self.index))
@@ -60,11 +60,11 @@ def open_records(folder: str | Path) -> RecordSet:
     if not (folder / INDEX).is_file():
         raise DataError(f"{folder} holds no finished records ({INDEX} is missing); run the preparation again")
     content = json.loads((folder / INDEX).read_text())
-    return RecordSet(folder, content["index"], Recipe(**content["recipe"]), content["key"])
+    return RecordSet(folder, content["index"], Recipe(**content["recipe"]), content["key"], content.get("skipped", []))
 
 
 def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, progress: Callable[[str], None] = print,
-            categories=None) -> RecordSet:
+            categories=None, skip_bad: bool = False, beam: Sequence[str] | None = None) -> RecordSet:
     """Renders what is missing and opens the records of a data configuration; made once, found again by hash.
 
     Args:
@@ -74,35 +74,64 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
       workers: rendering processes.
       progress: gets a line now and then, with the time left.
       categories: only these (default: data_cfg.categories, else all found).
+      skip_bad: leaves out scans that cannot be read, instead of stopping at the first; records.json then lists them.
+      beam: flags of Apache Beam, which then renders in place of the worker processes.
 
     Raises:
       DataError: bad configuration, missing or broken data, full disk; nothing half-written is left to be taken as whole.
     """
+    if beam is not None:
+        from . import beam_records  # noqa: F401  optional: missing before any work
+
     cache_root = Path(cache_root).expanduser().absolute()
-    recipe = recipe_of(data_cfg)
     root = _root(data_cfg, cache_root, workers, progress)
+    plan = plan_of(data_cfg, root, cache_root, categories)
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(plan.folder, progress):
+            if not (plan.folder / INDEX).is_file():
+                _make(plan, max(1, workers), progress, skip_bad, beam)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_space(plan.folder) from error
+        raise
+    found = open_records(plan.folder)
+    for row in found.skipped:
+        progress(f"left out: {row['error']}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a configuration asks for: which scans, how, and the folder in which their records are kept."""
+
+    reader: Reader
+    options: dict  # of the reader
+    samples: list[Sample]
+    recipe: Recipe
+    key: str
+    folder: Path
+
+
+def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None) -> Plan:
+    """Finds the scans under `root` and names their folder; renders nothing. Arguments and errors: as `prepare`."""
+    recipe = recipe_of(data_cfg)
     options = dict(data_cfg.get("reader") or {})
     reader = _reader(data_cfg["name"], root, options)
     samples = _samples(reader, categories or data_cfg.get("categories"), data_cfg.get("train_category"), recipe)
     key = _key(data_cfg["name"], reader, samples, recipe)
-    folder = cache_root / f"{data_cfg['name']}-{key}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, progress):
-            if not (folder / INDEX).is_file():
-                _make(folder, reader, options, samples, recipe, key, max(1, workers), progress)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(folder) from error
-        raise
-    return open_records(folder)
+    return Plan(reader, options, samples, recipe, key, cache_root / f"{data_cfg['name']}-{key}")
 
 
 def _reader(name: str, root: Path, options: dict) -> Reader:
-    try:
-        return open_reader(name, root, **options)
-    except TypeError as error:
-        raise DataError(f"config.data.reader: the reader of {name!r} does not take {options} ({error})") from error
+    module, cls = READERS.get(name, (None, None))
+    if module:
+        known = list(inspect.signature(getattr(importlib.import_module(f"{__package__}.datasets.{module}"), cls)).parameters)[2:]
+        for key in options:
+            if key not in known:
+                takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                raise DataError(f"config.data.reader: the reader of {name!r} has no option {key!r}{near(key, known)}; {takes}")
+    return open_reader(name, root, **options)
 
 
 def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
@@ -137,11 +166,8 @@ def _samples(reader: Reader, categories, train_category: str | None, recipe: Rec
             if not sample.labelled:
                 raise DataError(f"{sample.path}: nobody marked the defective points of this scan, so category {train_category!r} "
                                 "cannot be trained on; add masks or choose another config.data.train_category")
-    for category, found in samples.items():
+    for category in samples:
         recipe.splat(category)
-        for sample in found:
-            if sample.mask_path is not None and not Path(sample.mask_path).is_file():
-                raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
     return [sample for found in samples.values() for sample in found]
 
 
@@ -151,7 +177,7 @@ def _key(name: str, reader: Reader, samples: list[Sample], recipe: Recipe) -> st
     for sample in samples:
         for path in map(Path, filter(None, (sample.path, sample.mask_path, *sample.beside))):
             for part in sorted(path.iterdir()) if path.is_dir() else [path]:
-                if part.exists() or str(path) not in sample.beside:
+                if part.exists():  # a scan or a mask that is not there is `_make`'s to tell, and may be left out
                     s = os.stat(part)
                     files.append([sample.category, sample.id, sample.defect, part.name, s.st_size, s.st_mtime_ns])
     content = json.dumps([VERSION, name, recipe.json(), files], sort_keys=True)
@@ -170,23 +196,53 @@ def _locked(folder: Path, progress) -> Iterator[None]:
         yield
 
 
-def _make(folder: Path, reader: Reader, options: dict, samples: list[Sample], recipe: Recipe, key: str, workers: int,
-          progress) -> None:
+def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str] | None) -> None:
+    folder, samples, recipe = plan.folder, plan.samples, plan.recipe
+    if not skip_bad:  # before any work
+        for sample in samples:
+            if sample.mask_path is not None and not Path(sample.mask_path).is_file():
+                raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     _check_space(folder, len(samples), recipe)
-    missing = [row for row in range(len(samples)) if not (parts / f"{row}.npz").is_file()]
-    if missing:
-        spec = {"name": reader.name, "root": str(reader.root), "options": options, "recipe": recipe.json(), "parts": str(parts)}
-        _render_parts(spec, samples, missing, min(workers, len(missing)), progress)
+    part_of = [parts / f"{row}.npz" for row in range(len(samples))]
+    missing = [row for row, path in enumerate(part_of)
+               if not path.is_file() and not (skip_bad and path.with_suffix(BAD).is_file())]
+    spec = {"name": plan.reader.name, "root": str(plan.reader.root), "options": plan.options, "recipe": recipe.json(),
+            "parts": str(parts), "skip_bad": skip_bad}
+    if missing and beam is None:
+        render_parts(spec, samples, missing, min(workers, len(missing)), progress)
+    elif missing:
+        from . import beam_records  # optional, and seconds to import
+
+        beam_records.render_parts(spec, samples, missing, beam, progress)
+    good = [row for row, path in enumerate(part_of) if path.is_file()]
+    skipped = [{**json.loads(path.with_suffix(BAD).read_text()), "category": sample.category, "label": sample.label}
+               for path, sample in zip(part_of, samples, strict=True) if not path.is_file()]
+    for row in skipped:
+        if not any(samples[i].category == row["category"] for i in good):
+            raise DataError(f"category {row['category']!r}: not one scan can be read ({row['error']})")
     from .tfds_records import write_tfds  # TensorFlow Datasets: seconds to import
 
-    write_tfds(folder, parts, samples, recipe)
+    kept = [samples[row] for row in good]
+    write_tfds(folder, [part_of[row] for row in good], kept, recipe, beam)
     index = [{"name": s.id, "category": s.category, "defect": s.defect, "label": s.label, "labelled": s.labelled,
-              "path": s.path} for s in samples]  # fmt: skip
-    content = {"version": VERSION, "key": key, "recipe": recipe.json(), "index": index}
+              "path": s.path} for s in kept]  # fmt: skip
+    source = {"name": plan.reader.name, "root": str(plan.reader.root), "reader": plan.options}
+    content = {"version": VERSION, "key": plan.key, "recipe": recipe.json(), "source": source, "index": index,
+               "skipped": skipped, "sha256": checksums(folder)}
     write_atomic(folder / INDEX, json.dumps(content, indent=1).encode())
     shutil.rmtree(parts)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the TFDS data set, by its path under `folder`."""
+    found = {}
+    for path in sorted(folder.glob("object_records/**/*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _check_space(folder: Path, count: int, recipe: Recipe) -> None:
@@ -197,73 +253,3 @@ def _check_space(folder: Path, count: int, recipe: Recipe) -> None:
     if free < 2 * count * each:
         raise DataError(f"no disk space for {count} records: about {2 * count * each / 1e6:.0f} MB needed under {folder}, "
                         f"{free / 1e6:.0f} MB free; free some, or choose another cache folder")
-
-
-# ---- worker processes ----
-
-
-def _start_worker(spec: dict) -> subprocess.Popen:
-    env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), env.get("PYTHONPATH")]))
-    env |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}  # one worker, one core
-    env["LP_NUM_THREADS"] = "0"  # of the software GL, beside its caller
-    process = subprocess.Popen([sys.executable, "-m", f"{__package__}.objects"], env=env, text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdin.write(json.dumps(spec) + "\n")
-    return process
-
-
-def _render_parts(spec: dict, samples: list[Sample], missing: list[int], workers: int, progress) -> None:
-    """Gives the missing rows to worker processes, one at a time each. Raises the first error, once all have stopped."""
-    rows: queue.Queue[int] = queue.Queue()
-    for row in missing:
-        rows.put(row)
-    done: queue.Queue[Exception | None] = queue.Queue()
-    processes = [_start_worker(spec) for _ in range(workers)]
-
-    def feed(process: subprocess.Popen) -> None:
-        tail: list[str] = []
-        threading.Thread(target=lambda: [tail.append(line) or tail[:-5].clear() for line in process.stderr], daemon=True).start()
-        while True:
-            try:
-                row = rows.get_nowait()
-            except queue.Empty:
-                return
-            sample = samples[row]
-            try:
-                process.stdin.write(json.dumps({"row": row, "sample": dataclasses.asdict(sample)}) + "\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
-            except (BrokenPipeError, ValueError):
-                answer = ""
-            if not answer:
-                time.sleep(0.2)  # the last words of a worker that went down
-                said = " ".join(line.strip() for line in tail[-3:])
-                done.put(DataError(f"{sample.path}: the rendering process stopped at this scan ({said or 'it said nothing'})"))
-                return
-            error = json.loads(answer).get("error")
-            done.put(DataError(error) if error else None)
-            if error:
-                return
-
-    threads = [threading.Thread(target=feed, args=(process,), daemon=True) for process in processes]
-    said = time.monotonic()
-    first = None  # the rate is that of the objects after the first, which waits for the workers to start
-    try:
-        for thread in threads:
-            thread.start()
-        for finished in range(1, len(missing) + 1):
-            error = done.get()
-            if error is not None:
-                raise error
-            now = time.monotonic()
-            first = first or now
-            if now - said > 5 or finished == len(missing):
-                rate = (finished - 1) / max(now - first, 1e-9)
-                left = f", {rate:.1f} a second, {(len(missing) - finished) / rate:.0f} s left" if finished > workers else ""
-                progress(f"rendering: {len(samples) - len(missing) + finished} of {len(samples)} objects{left}")
-                said = now
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()

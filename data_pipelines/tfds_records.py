@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +47,16 @@ def features(recipe: Recipe, rgb: bool) -> tfds.features.FeaturesDict:
 
 
 class ObjectRecords(tfds.core.GeneratorBasedBuilder):
-    """Rendered objects, from part files, in the order of their index."""
+    """Rendered objects, from part files, in the order of their index; `beam`: by an Apache Beam pipeline."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, parts: Path, samples: list[Sample], recipe: Recipe, **options):
-        self._parts, self._samples, self._recipe = parts, samples, recipe
+    def __init__(self, *, parts: list[Path], samples: list[Sample], recipe: Recipe, beam: bool = False, **options):
+        self._parts, self._samples, self._recipe, self._beam = parts, samples, recipe, beam
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        with np.load(self._parts / "0.npz") as part:
+        with np.load(self._parts[0]) as part:
             rgb = "rgb" in part.files
         return self.dataset_info_from_configs(features=features(self._recipe, rgb), disable_shuffling=True,
                                               description="Point-cloud objects rendered from several sides.")
@@ -65,25 +65,44 @@ class ObjectRecords(tfds.core.GeneratorBasedBuilder):
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self):
-        for row, sample in enumerate(self._samples):
-            try:
-                with np.load(self._parts / f"{row}.npz") as part:
-                    record = {name: part[name] for name in part.files}
-            except (OSError, ValueError, KeyError) as error:
-                raise DataError(f"{self._parts / f'{row}.npz'}: unreadable part ({error}); delete it and run again") from error
-            for name in ("render", "depth", "view_mask", "rgb"):
-                if name in record:
-                    record[name] = io.BytesIO(record[name].tobytes())
-            yield row, record | {"label": sample.label, "object_index": row, "name": sample.id, "category": sample.category,
-                                 "defect": sample.defect}
+        rows = [(row, str(part), sample) for row, (part, sample) in enumerate(zip(self._parts, self._samples, strict=True))]
+        if self._beam:
+            from .beam_records import examples
+
+            return examples(rows)
+        return (example(*row) for row in rows)
 
 
-def write_tfds(folder: Path, parts: Path, samples: list[Sample], recipe: Recipe) -> None:
-    """Writes the TFDS data set under `folder`, whole or not at all. Raises DataError when the disk is full."""
-    builder = ObjectRecords(parts=parts, samples=samples, recipe=recipe, data_dir=folder, file_format="tfrecord")
+def example(row: int, part: str, sample: Sample) -> tuple[int, dict]:
+    """Key and features of one record. Raises DataError when its part cannot be read."""
+    try:
+        with np.load(part) as arrays:
+            record = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{part}: unreadable part ({error}); delete it and run again") from error
+    for name in ("render", "depth", "view_mask", "rgb"):
+        if name in record:
+            record[name] = io.BytesIO(record[name].tobytes())
+    return row, record | {"label": sample.label, "object_index": row, "name": sample.id, "category": sample.category,
+                          "defect": sample.defect}
+
+
+def write_tfds(folder: Path, parts: list[Path], samples: list[Sample], recipe: Recipe, beam: Sequence[str] | None = None) -> None:
+    """Writes the TFDS data set under `folder`, whole or not at all; `beam`: with Apache Beam and these flags of it.
+
+    Raises:
+      DataError: the disk is full.
+    """
+    options = None
+    if beam is not None:
+        from .beam_records import pipeline_options
+
+        options = pipeline_options(beam)
+    builder = ObjectRecords(parts=parts, samples=samples, recipe=recipe, beam=beam is not None, data_dir=folder,
+                            file_format="tfrecord")
     # A shard for every record: any record can be read at once, so that shuffling is exact and resuming costs nothing.
     config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP,
-                                          num_shards=len(samples))
+                                          num_shards=len(samples), beam_options=options)
     tfds.disable_progress_bar()  # `records.prepare` says how far it is
     try:
         with contextlib.redirect_stdout(io.StringIO()), quiet():  # and what it does

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipelines import objects, records
+from data_pipelines import objects, records, workers
 from data_pipelines.datasets import DataError, open_reader
 
 from .scans import write_pcd, write_set
@@ -149,7 +149,7 @@ def test_a_worker_that_goes_down_is_one_line(root, tmp_path, monkeypatch):
         return subprocess.Popen([sys.executable, "-c", "import sys; sys.exit('no GL library')"], text=True,
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    monkeypatch.setattr(records, "_start_worker", die)
+    monkeypatch.setattr(workers, "_start_worker", die)
     with pytest.raises(DataError, match="8_good.pcd: the rendering process stopped at this scan .no GL library.*"):
         records.prepare(config(root), tmp_path, workers=1, progress=lambda line: None)
 
