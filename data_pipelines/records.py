@@ -237,12 +237,13 @@ def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the TFDS data set, by its path under `folder`."""
-    found = {}
-    for path in sorted(folder.glob("object_records/**/*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    paths = sorted(path for path in folder.glob("object_records/**/*") if path.is_file())
+    return {str(path.relative_to(folder)): checksum(path) for path in paths}
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_space(folder: Path, count: int, recipe: Recipe) -> None:

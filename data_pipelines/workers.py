@@ -21,8 +21,9 @@ EVERY_S = 5.0  # between two lines of progress
 class Progress:
     """Says how far `done` of `total` objects are, how fast, and for how long still."""
 
-    def __init__(self, say: Callable[[str], None], total: int, done: int, warm: int = 1):
-        self._say, self._total, self._start, self._warm = say, total, done, warm
+    def __init__(self, say: Callable[[str], None], total: int, done: int = 0, warm: int = 1,
+                 what: str = "rendering: {} of {} objects"):
+        self._say, self._total, self._start, self._warm, self._what = say, total, done, warm, what
         self._first: tuple[float, int] | None = None  # the rate is that of the objects after it, which waits for the start
         self._said = time.monotonic()
 
@@ -37,7 +38,7 @@ class Progress:
             each = max(now - self._first[0], 1e-9) / (done - self._first[1])
             rate = f"{1 / each:.1f} a second" if each < 1 else f"{each:.1f} s each"
             left = f", {rate}, {span(each * (self._total - done))} left"
-        self._say(f"rendering: {done} of {self._total} objects{left}")
+        self._say(self._what.format(done, self._total) + left)
         self._said = now
 
 
