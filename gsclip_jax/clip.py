@@ -266,6 +266,7 @@ def encode_image(
     dropout_key: jax.Array | None = None,
     lora_scale: float = 2.0,
     lora_dropout: float = 0.1,
+    keep: jax.Array | None = None,
 ) -> Encoded:
     """Encodes network inputs x[...,H,W,3] (any leading axes, any size that is a multiple of the patch).
 
@@ -274,6 +275,7 @@ def encode_image(
       vv: take the tokens from the V-V attention path of the last `cfg.vv_blocks` blocks (render stream).
       layers: 1-based numbers of the blocks whose tokens to return; the last by default.
       dropout_key: turns on dropout (rate `lora_dropout`) on the input of the LoRA factors: training only.
+      keep: int [...,K], the patches to encode and to return tokens of; the others are left out, as if they were not there.
 
     Raises:
       ValueError: image size no multiple of the patch, or a block number out of range.
@@ -286,8 +288,12 @@ def encode_image(
     if not layers or not all(1 <= layer <= cfg.vision_layers for layer in layers):
         raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
     x = x.reshape(-1, height, width, 3).astype(cfg.dtype)
+    tokens = clip.visual.embed(x)
+    if keep is not None:
+        kept = keep.reshape(-1, keep.shape[-1]) + 1
+        tokens = jnp.concatenate([tokens[:, :1], jnp.take_along_axis(tokens, kept[..., None], 1)], 1)
     features = run_blocks(
-        clip.visual.blocks, clip.visual.embed(x), remat=cfg.remat, layers=layers,
+        clip.visual.blocks, tokens, remat=cfg.remat, layers=layers,
         vv_start=cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None,
         lora=lora, lora_scale=lora_scale, lora_dropout=lora_dropout, dropout_key=dropout_key,
     )  # fmt: skip

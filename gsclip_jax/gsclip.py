@@ -23,6 +23,7 @@ from gsclip_jax.lora import init_lora
 from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
 from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
 from gsclip_jax.prompts import PromptConfig, deep_prompts, init_prompts, prompts, shape_prompt, special_embeddings
+from gsclip_jax.similarity import patch_grid, probabilities, text_logits
 from gsclip_jax.srm import SrmConfig, init_srm, srm, unit
 
 
@@ -203,10 +204,8 @@ class GsClip:
 
     def compare(self, tokens: jax.Array, text: jax.Array) -> Predictions:
         """Cosines with the prompts: tokens [B,V,1+P,E], text [B,2,E]."""
-        logits = jnp.einsum("bvte,bke->bvtk", tokens, text) / self.cfg.tau
-        side = round((tokens.shape[2] - 1) ** 0.5)
-        cells = jax.nn.softmax(logits[:, :, 1:], axis=-1).reshape(*tokens.shape[:2], side, side, 2)
-        return Predictions(logits[:, :, 0], cells, tokens[:, :, 0])
+        logits = text_logits(tokens, text, tau=self.cfg.tau, normalised=True)
+        return Predictions(logits[:, :, 0], patch_grid(probabilities(logits[:, :, 1:])), tokens[:, :, 0])
 
     def tokens_of_stage(self, stage: str, params: Params, batch: Arrays, key: jax.Array | None = None) -> jax.Array:
         """Visual tokens of a stage; `key` turns LoRA's dropout on."""
@@ -303,7 +302,9 @@ class GsClip:
     def predict_rgb(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, Any]:
         """The colour plug-in: batch["rgb"] [B,H,W,3] is one more view for both streams (method.md, Scores).
 
-        Returns: colour_map, joint_map [B,H,W], colour, joint, colour_probability [B] and the scores without colour, "geometry".
+        Organised scans: the picture is a square like the grid g x g = M of their points.
+
+        Returns: colour_map, joint_map [B,g,g], colour, joint, colour_probability [B] and the scores without colour, "geometry".
         """
         found, text = self.evidence(params, stats, batch)
         geometry = self.score(found, batch)
@@ -317,11 +318,10 @@ class GsClip:
 
     def join_rgb(self, found: Predictions, geometry: Scores, batch: Arrays) -> dict[str, jax.Array]:
         """Colour and joint maps and scores from the colour view's predictions and the geometry's scores."""
-        size = batch["rgb"].shape[1]
-        sigma = self.cfg.smooth_sigma
-        colour_map = smooth_grid(upsample(found.cells[..., 1:], size)[:, 0, ..., 0], sigma=sigma)
-        colour_probability = jax.nn.softmax(found.view_logits, axis=-1)[:, 0, 1]
         side = round(geometry.points.shape[1] ** 0.5)
+        sigma = self.cfg.smooth_sigma
+        colour_map = smooth_grid(upsample(found.cells[..., 1:], side)[:, 0, ..., 0], sigma=sigma)
+        colour_probability = jax.nn.softmax(found.view_logits, axis=-1)[:, 0, 1]
         joint_map = smooth_grid((colour_map + geometry.points.reshape(-1, side, side)) / 2, sigma=sigma)
         view_part = (geometry.object - 0.5 * geometry.points.max(-1)) * 2
         return {

@@ -70,10 +70,3 @@ def similarity_grid(
 ) -> jax.Array:
     """Local features [B,...,P,E] (no class token) and text [B,2,E] -> probabilities on the patch grid [B,...,h,w,2]."""
     return patch_grid(probabilities(text_logits(patches, text, tau=tau, normalised=normalised)), grid)
-
-
-def upsample(grid: jax.Array, size: int | tuple[int, int]) -> jax.Array:
-    """Maps [...,h,w,C] -> [...,H,W,C], bilinear with half-pixel centres (torch's align_corners=False)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (*grid.shape[:-3], height, width, grid.shape[-1])
-    return jax.image.resize(grid.astype(jnp.float32), shape, "bilinear", antialias=False)

@@ -28,8 +28,9 @@ from gsclip_jax.convert.openai_names import (
     prompts_from_state_dict,
     vision_from_state_dict,
 )
+from gsclip_jax.lift import upsample
 from gsclip_jax.lora import init_lora, lora_delta, merge_lora
-from gsclip_jax.similarity import patch_grid, probabilities, similarity_grid, text_logits, upsample, view_probability
+from gsclip_jax.similarity import patch_grid, probabilities, similarity_grid, text_logits, view_probability
 from tests.recorded import Recorded, nhwc
 
 TINY = ClipConfig(
