@@ -92,12 +92,33 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
     return str(root), order
 
 
+def target(config: ConfigDict) -> ConfigDict:
+    """The configuration whose data are evaluated in a cross-data-set run: the target's own recipe, the same picture size.
+
+    Raises:
+      ConfigError: unknown name.
+    """
+    from experiments.configs.common import AUXILIARY, paper
+
+    name = config.target.name
+    if name not in AUXILIARY:
+        raise ConfigError(f"config.target.name: no data set {name!r}{suggest(name, AUXILIARY)} Known: {', '.join(AUXILIARY)}")
+    other = config.copy_and_resolve_references()
+    other.data = paper(name).data
+    kept = ("image_size", "window", "points", "cloud_points", "views", "neighbours", "sample_seed")
+    other.data.update({key: config.data[key] for key in kept})
+    other.data.update({"root": config.target.root, "train_category": "", "categories": config.target.categories})
+    return other
+
+
 def test_categories(config: ConfigDict, records: RecordSet) -> list[str]:
-    """The categories a run is evaluated on: the configured ones, else all but the auxiliary one.
+    """The categories a run is evaluated on: the configured ones, else all but the auxiliary one of the same data set.
 
     Raises:
       ConfigError: there is none.
     """
+    if config.target.name:
+        return list(config.target.categories or records.categories())
     found = [name for name in config.data.categories or records.categories() if name != config.data.train_category]
     if not found:
         raise ConfigError(f"nothing to evaluate: {config.data.train_category!r} is the only category under {config.data.root}")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
 from data_pipelines.records import RecordSet
-from experiments.build import ConfigError, build_model, index_rows, load_records, parameter_count, test_categories
+from experiments.build import ConfigError, build_model, index_rows, load_records, parameter_count, target, test_categories
 from experiments.export import save_model
 from gsclip_jax import evaluate
 from gsclip_jax.features import store_features
@@ -96,6 +96,7 @@ class Run:
         self.writer = MetricWriter(workdir / "metrics.jsonl")
         self.mesh = make_mesh(config.mesh.data, config.mesh.model)
         self._records: RecordSet | None = None
+        self._target: RecordSet | None = None
 
     @property
     def records(self) -> RecordSet:
@@ -103,6 +104,16 @@ class Run:
             with self.time("render"):
                 self._records = load_records(self.config, progress=say)
         return self._records
+
+    @property
+    def test_records(self) -> RecordSet:
+        """What is evaluated: the same data set, or the target of a cross-data-set evaluation."""
+        if not self.config.target.name:
+            return self.records
+        if self._target is None:
+            with self.time("render"):
+                self._target = load_records(target(self.config), progress=say)
+        return self._target
 
     @property
     def results_file(self) -> Path:
@@ -165,9 +176,10 @@ class Run:
 
     def evaluate(self, upto: str = "stage2") -> dict:
         """Scores and metrics of every test category; writes eval/, scores.csv and results.json."""
-        records = self.records
+        records = self.test_records
         categories = test_categories(self.config, records)
         index = index_rows(records, categories)
+        rgb = self._rgb()
         method, params, stats, weights = self.train(upto)
 
         def batches(missing: list[int]) -> Iterator[dict]:
@@ -181,13 +193,14 @@ class Run:
                     yield batch
 
         with self.time("eval"):
-            evaluate.score_objects(method, params, stats, index, batches, self.workdir / "eval", mesh=self.mesh)
+            evaluate.score_objects(method, params, stats, index, batches, self.workdir / "eval", mesh=self.mesh, rgb=rgb)
             tables = evaluate.tabulate(index, self.workdir / "eval")
         config = self.config
         if jax.process_index() == 0 and method.stages:
             save_model(self.workdir / "model", config, params, stats, weights)
         results = {
-            "dataset": config.data.name, "train_category": config.data.train_category, "preset": config.preset,
+            "dataset": config.target.name or config.data.name, "trained_on": config.data.name,
+            "train_category": config.data.train_category, "preset": config.preset,
             "variant": config.variant, "method": config.method, "seed": config.seed, "categories": tables,
             "mean": evaluate.mean(tables),
             "seconds": {phase: self.time.seconds.get(phase, 0.0) for phase in ("render", "stage1", "stage2", "eval")},
@@ -199,19 +212,49 @@ class Run:
         return results
 
 
+    def _rgb(self) -> bool:
+        """Whether colour scores are wanted.
+
+        Raises:
+          ConfigError: they are, but this method or these records have none.
+        """
+        if not self.config.eval.rgb:
+            return False
+        if self.config.method != "gsclip":
+            return False  # yardsticks run alongside have no colour scores
+        batch = next(iter(eval_batches(self.test_records, batch_size=1)))
+        if "rgb" not in batch or not batch["organised"][0]:
+            raise ConfigError(
+                f"config.eval.rgb needs organised scans with colour pictures, which {self.config.data.name!r} under "
+                f"{self.config.data.root} has not; set config.eval.rgb=False"
+            )
+        return True
+
+
 def say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
+def columns(mean: dict, released: bool = False) -> list[tuple[str, str]]:
+    """Key and title of the metrics to show: those of the geometry, and of colour and both where there are any."""
+    names = [("o_auroc", "O-AUROC"), ("o_ap", "O-AP"), ("p_auroc", "P-AUROC"), ("p_pro", "P-PRO")]
+    if released:
+        names += [("p_auroc_released", "P-AUROC as released"), ("p_pro_released", "P-PRO as released")]
+    more = [(f"{part}_{key}", f"{part} {title}") for part in evaluate.PARTS for key, title in names]
+    return names + [(key, title) for key, title in more if key in mean]
+
+
 def table(results: dict, compared: dict[str, dict] | None = None) -> str:
     """The metrics as text, per category and mean, with the compared methods' means below."""
-    shown = [("o_auroc", "O-AUROC"), ("o_ap", "O-AP"), ("p_auroc", "P-AUROC"), ("p_pro", "P-PRO")]
+    shown = columns(results["mean"])
     rows = list(results["categories"].items()) + [("mean", results["mean"])]
     rows += [(f"  {name} (mean)", other["mean"]) for name, other in (compared or {}).items()]
     width = max(len(name) for name, _ in rows) + 2
-    lines = [" " * width + "".join(f"{title:>9}" for _, title in shown)]
+    lines = [" " * width + "".join(f"{title:>{len(title) + 2}}" for _, title in shown)]
     for name, values in rows:
-        cells = "".join(f"{'-' if values[key] is None else f'{100 * values[key]:.1f}':>9}" for key, _ in shown)
+        cells = "".join(
+            f"{'-' if values.get(key) is None else f'{100 * values[key]:.1f}':>{len(title) + 2}}" for key, title in shown
+        )
         lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.input import eval_batches
 from experiments import pictures
 from experiments.build import index_rows
+from experiments.pipeline import columns
 from gsclip_jax import evaluate
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
@@ -43,7 +44,7 @@ def write_report(run, results: dict, compared: dict[str, dict]) -> None:
     page = run.workdir / "report.html"
     if page.exists():
         return
-    records = run.records
+    records = run.test_records
     rows = index_rows(records, list(results["categories"]))
     chosen = choose(rows, run.config.eval.pictures)
     sheet = _sheet(run, chosen) if chosen else None
@@ -72,7 +73,7 @@ def _sheet(run, chosen: list[dict]):
 def _ends(run, category: str) -> tuple[float, float]:
     """Ends of a category's colour scale: the middle of all its points, and nearly their top."""
     values = []
-    for row in index_rows(run.records, [category]):
+    for row in index_rows(run.test_records, [category]):
         with np.load(evaluate.object_file(run.workdir / "eval", row)) as file:
             values.append(file["points"][file["valid"]])
     low, high = np.quantile(np.concatenate(values), [0.5, 0.998])
@@ -81,8 +82,8 @@ def _ends(run, category: str) -> tuple[float, float]:
 
 def _fields(run, numbers: set[int]) -> dict[int, dict]:
     found = {}
-    categories = list(dict.fromkeys(run.records.index[number]["category"] for number in numbers))
-    for batch in eval_batches(run.records, categories=categories, batch_size=4):
+    categories = list(dict.fromkeys(run.test_records.index[number]["category"] for number in numbers))
+    for batch in eval_batches(run.test_records, categories=categories, batch_size=4):
         for i in np.flatnonzero(batch["real"]):
             if int(batch["object_index"][i]) in numbers:
                 found[int(batch["object_index"][i])] = {name: value[i] for name, value in batch.items()}
@@ -90,8 +91,7 @@ def _fields(run, numbers: set[int]) -> dict[int, dict]:
 
 
 def _html(run, results: dict, compared: dict[str, dict], sheet) -> str:
-    names = [("o_auroc", "O-AUROC"), ("o_ap", "O-AP"), ("p_auroc", "P-AUROC"), ("p_pro", "P-PRO"),
-             ("p_auroc_released", "P-AUROC as released"), ("p_pro_released", "P-PRO as released")]  # fmt: skip
+    names = columns(results["mean"], released=True)
     rows = []
 
     def add(label: str, values: dict, kind: str = "") -> None:

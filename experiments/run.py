@@ -172,10 +172,15 @@ def _read(text: str, old):
         return text
 
 
+TASKS = ("stage1", "stage2", "eval", "protocol", "pretrain")
+
+
 def default_workdir(config) -> Path:
     """runs/NAME-CATEGORY-VARIANT-sSEED, so that different experiments do not meet."""
     if config.task == "pretrain":
         return Path("runs/pretrain")
+    if config.task == "protocol":
+        return Path("runs") / f"protocol-{config.preset or 'demo'}-{config.variant}-s{config.seed}"
     return Path("runs") / f"{config.preset or 'demo'}-{config.data.train_category}-{config.variant}-s{config.seed}"
 
 
@@ -193,10 +198,16 @@ def run(config, workdir: Path) -> None:
         return pretrain.run(config, workdir)
     from experiments.build import ConfigError
     from experiments.configs.common import suggest
-    from experiments.pipeline import Run, say, table
+    from experiments.pipeline import Run, claim_workdir, say, table
 
-    if config.task not in ("stage1", "stage2", "eval"):
-        raise ConfigError(f"config.task {config.task!r}{suggest(config.task, ('stage1', 'stage2', 'eval', 'pretrain'))}")
+    if config.task == "protocol":
+        from experiments import protocol
+
+        claim_workdir(config, workdir)
+        protocol.run(config, workdir, lambda one, folder: _results(Run(one, folder)))
+        return None
+    if config.task not in TASKS:
+        raise ConfigError(f"config.task {config.task!r}{suggest(config.task, TASKS)}")
     this = Run(config, workdir)
     if config.task == "stage1":
         this.train("stage1")

@@ -10,16 +10,18 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from gsclip_jax import metrics
-from gsclip_jax.method import Method, Params, Stats
+from gsclip_jax.method import Method, Params, Scores, Stats
 from gsclip_jax.sharding import put_batch
 from gsclip_jax.writer import Progress
 
+PARTS = ("colour", "joint")  # what the colour plug-in adds: scores of the colour image, and of both together
 METRICS = ("o_auroc", "o_ap", "p_auroc", "p_auroc_released", "p_pro", "p_pro_released")
 
 
@@ -32,9 +34,10 @@ def score_objects(
     folder: str | Path,
     *,
     mesh: jax.sharding.Mesh,
+    rgb: bool = False,
 ) -> None:
     """Writes folder/CATEGORY/OBJECT.npz with points float32 [M], valid, point_mask bool [M], regions int32 [M] (0 = none),
-    organised bool, object float32, label int.
+    organised bool, object float32, label int; with `rgb` also points_colour, points_joint, object_colour, object_joint.
 
     Args:
       index: one row an object: {"object_index", "category", "name"}.
@@ -45,11 +48,12 @@ def score_objects(
     missing = [row["object_index"] for row in index if not object_file(folder, row).exists()]
     if not missing:
         return
-    predict = jax.jit(method.predict)
+    predict = jax.jit(partial(_with_colour, method) if rgb else lambda *args: (method.predict(*args), {}))
     progress, done = Progress("evaluating", len(missing)), 0
     for batch in batches(missing):
-        scores = predict(params, stats, put_batch(batch, mesh))
+        scores, more = predict(params, stats, put_batch(batch, mesh))
         points, objects = _local(scores.points), _local(scores.object)
+        more = {name: _local(value) for name, value in more.items()}
         for row in np.flatnonzero(batch["real"]):
             valid, mask = batch["valid"][row], batch["point_mask"][row]
             organised = bool(batch["organised"][row])
@@ -62,6 +66,7 @@ def score_objects(
                 organised=organised,
                 object=objects[row].astype(np.float32),
                 label=int(batch["label"][row]),
+                **{name: value[row] for name, value in more.items()},
             )
             done += 1
         progress.update(done * jax.process_count())
@@ -69,6 +74,13 @@ def score_objects(
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("evaluated")
+
+
+def _with_colour(method, params: Params, stats: Stats, batch) -> tuple[Scores, dict[str, jax.Array]]:
+    """The scores without colour, and what the colour plug-in adds."""
+    found = method.predict_rgb(params, stats, batch)
+    maps = {f"points_{part}": found[f"{part}_map"].reshape(len(batch["label"]), -1) * batch["valid"] for part in PARTS}
+    return found["geometry"], {**maps, **{f"object_{part}": found[part] for part in PARTS}}
 
 
 def _regions(mask: np.ndarray, xyz: np.ndarray, organised: bool) -> np.ndarray:
@@ -111,6 +123,10 @@ def tabulate(index: Sequence[dict], folder: str | Path) -> dict[str, dict]:
         rows = [row for row in index if row["category"] == category]
         found = [_read(object_file(folder, row)) | {"labelled": row.get("labelled", True)} for row in rows]
         tables[category] = _category(found)
+        for part in PARTS:
+            if all(f"object_{part}" in f for f in found):
+                values = _category([f | {"points": f[f"points_{part}"], "object": f[f"object_{part}"]} for f in found])
+                tables[category] |= {f"{part}_{name}": values[name] for name in METRICS}
     return tables
 
 
@@ -144,8 +160,9 @@ def _category(found: list[dict]) -> dict:
 def mean(tables: dict[str, dict]) -> dict[str, float | None]:
     """Mean over categories of every metric; a metric undefined in a category is left out there, None if it is nowhere defined."""
     out = {}
-    for name in METRICS:
-        values = [table[name] for table in tables.values() if table[name] is not None]
+    names = [*METRICS, *(f"{part}_{name}" for part in PARTS for name in METRICS)]
+    for name in [name for name in names if any(name in table for table in tables.values())]:
+        values = [table[name] for table in tables.values() if table.get(name) is not None]
         out[name] = round(float(np.mean(values)), 6) if values else None
     return out
 

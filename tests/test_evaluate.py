@@ -104,3 +104,35 @@ def test_the_mean_leaves_undefined_values_out():
     assert found["p_pro"] == 0.5 and found["o_ap"] == pytest.approx(2 / 3, abs=1e-6)
     assert evaluate.mean({"a": {name: None for name in evaluate.METRICS}})["p_pro"] is None
     json.dumps(found)
+
+
+class Coloured(Known):
+    """Colour knows everything, geometry the opposite."""
+
+    def predict_rgb(self, params, stats, batch):
+        known = self.predict(params, stats, batch)
+        maps = known.points.reshape(-1, 8, 8)
+        return {
+            "geometry": Scores(-known.object, -known.points, known.views),
+            **{f"{part}_map": maps for part in evaluate.PARTS},
+            **{part: known.object for part in evaluate.PARTS},
+        }
+
+
+def test_colour_scores_come_beside_those_of_the_geometry(mesh, tmp_path):
+    rows = index(8)
+    evaluate.score_objects(Coloured(), {}, {}, rows, served(rows, []), tmp_path, mesh=mesh, rgb=True)
+    table = evaluate.tabulate(rows, tmp_path)["a"]
+    assert table["o_auroc"] == table["p_auroc"] == 0
+    assert table["colour_o_auroc"] == table["joint_o_auroc"] == table["joint_p_auroc"] == table["colour_p_pro"] == 1
+    found = evaluate.mean({"a": table, "b": {**table, "joint_o_ap": None}})
+    assert found["joint_o_auroc"] == 1 and found["joint_o_ap"] == table["joint_o_ap"]
+
+
+def test_defective_objects_without_marks_count_for_object_metrics_alone(mesh, tmp_path):
+    rows = index(8)
+    evaluate.score_objects(Known(), {}, {}, rows, served(rows, []), tmp_path, mesh=mesh)
+    marked = evaluate.tabulate(rows, tmp_path)["a"]
+    unmarked = evaluate.tabulate([row | {"labelled": not row["label"]} for row in rows], tmp_path)["a"]
+    assert unmarked["o_auroc"] == marked["o_auroc"] == 1 and marked["p_auroc"] == 1
+    assert unmarked["p_auroc"] is None and unmarked["p_pro"] is None and unmarked["n_defective"] == marked["n_defective"]
