@@ -38,6 +38,14 @@ class Range(NamedTuple):
 
 
 DIFFICULTIES: dict[str, dict[str, Range]] = {
+    "wide": {  # from subtle to what anybody sees
+        "bulge": Range((0.13, 0.30), (0.04, 0.14)),
+        "dent": Range((0.13, 0.30), (0.04, 0.14)),
+        "hole": Range((0.09, 0.20), (0.04, 0.09)),
+        "crack": Range((0.30, 0.70), (0.04, 0.10)),
+        "break": Range((0.06, 0.20), (0.03, 0.06)),
+        "bend": Range((0.15, 0.35), (14.0, 36.0)),
+    },
     "easy": {
         "bulge": Range((0.16, 0.24), (0.06, 0.10)),
         "dent": Range((0.16, 0.24), (0.06, 0.10)),
@@ -139,7 +147,7 @@ def _thickness(solid: Solid, point: np.ndarray, normal: np.ndarray, unit: float)
     return float(steps[-1] if inside.all() else steps[np.argmin(inside)])
 
 
-def _waves(rng: np.random.Generator, count: int, wavelength: tuple[float, float]):
+def waves(rng: np.random.Generator, count: int, wavelength: tuple[float, float]):
     """Smooth random scalar function of position, of about unit deviation."""
     direction = rng.normal(size=(count, 3))
     direction *= (2 * np.pi / rng.uniform(*wavelength, count) / np.linalg.norm(direction, axis=1))[:, None]
@@ -176,7 +184,7 @@ def _patch(mesh: Mesh, seed: int, radius: float, reach: float, edges: int, rng: 
     fine, spread = refine(mesh, near, _levels(mesh, near, radius / edges))
     distance = spread @ distance
     q = distance / (
-        radius * (1 + 0.16 * np.clip(_waves(rng, 5, (0.8 * radius, 2.5 * radius))(fine.vertices), -1.5, 1.5))
+        radius * (1 + 0.16 * np.clip(waves(rng, 5, (0.8 * radius, 2.5 * radius))(fine.vertices), -1.5, 1.5))
     )
     normal = spread @ normal
     return _Patch(fine, q, normal / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None])
@@ -311,7 +319,7 @@ def _part(mesh: Mesh, share: float, rng: np.random.Generator) -> tuple[np.ndarra
 def _break(solid, mesh, share, rough, rng) -> Defective:
     axis, offset = _part(mesh, share, rng)
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
-    coarse, fine = _waves(rng, 6, (0.3 * unit, 0.8 * unit)), _waves(rng, 8, (0.06 * unit, 0.16 * unit))
+    coarse, fine = waves(rng, 6, (0.3 * unit, 0.8 * unit)), waves(rng, 8, (0.06 * unit, 0.16 * unit))
 
     def cut(p):
         across = p - np.outer(p @ axis, axis)

@@ -22,7 +22,8 @@ Generator = Callable[[np.random.Generator], Solid]
 SETS_OF_GENERATORS: dict[str, tuple[Generator, ...]] = {
     "pretrain": (
         first.soap, first.ring, first.gear, first.spring, first.dice, first.cone, first.plate, first.cross, first.elbow,
-        first.bowl, first.knob, first.hook, first.star,
+        first.bowl, first.knob, first.hook, first.star, first.spindle, first.funnel, first.cutout, first.pebble, first.cluster,
+        first.column, first.wire, first.frame, first.saddle, first.auger, first.stack,
     ),
     "train": (later.bottle, later.bracket, later.nut),
     "dev": (later.cup, later.wheel, later.dumbbell),

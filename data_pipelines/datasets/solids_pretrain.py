@@ -221,3 +221,176 @@ def star(rng) -> Solid:
     body, slope = f.extrude(polygon, thick, 0.04), rng.uniform(0.0, 0.25)
     lens = lambda p: np.abs(p[:, 2]) + slope * np.hypot(p[:, 0], p[:, 1]) - (thick + 0.02)  # noqa: E731  (thinner tips)
     return f.solid(f.intersect(body, lens, fillet=0.03), 1.0, 1.0, thick)
+
+
+# ---------------------------------------------------------------- families: hardly two of a kind look alike
+
+
+def spindle(rng) -> Solid:
+    """A turned rod: cylinders, cones, rounded beads and necks of any width, one after another."""
+    parts, z, profile = int(rng.integers(3, 7)), -1.0, [[0.0, -1.0]]
+    heights = rng.dirichlet(np.full(parts, 3.0)) * 2
+    for height in heights:
+        low, high = rng.uniform(0.14, 0.6, 2)
+        style = rng.integers(3)
+        if style == 0:
+            piece = [[low, z], [low, z + height]]
+        elif style == 1:
+            piece = [[low, z], [high, z + height]]
+        else:
+            t = np.linspace(0, np.pi, 12)
+            piece = np.stack([low + 0.3 * height * np.sin(t), z + height * t / np.pi], 1).tolist()
+        profile += piece
+        z += height
+    profile = np.array([*profile, [0.0, z]])
+    wide = profile[:, 0].max() + 0.02
+    return f.solid(f.revolve(profile), wide, wide, 1.0)
+
+
+def funnel(rng) -> Solid:
+    """A tube open at both ends, its width changing along the way."""
+    knots = [(rng.uniform(0.25, 0.75), z) for z in np.linspace(-1, 1, int(rng.integers(3, 6)))]
+    outer = f.smooth_curve(knots, 40) * [1, rng.uniform(0.6, 0.95)]
+    outer[:, 0] = np.clip(outer[:, 0], 0.22, 0.85)
+    wall = rng.uniform(0.06, 0.1)
+    wide, tall = outer[:, 0].max() + 0.02, outer[:, 1].max()
+    return f.solid(f.revolve(np.concatenate([outer, (outer - [wall, 0])[::-1]])), wide, wide, tall)
+
+
+def cutout(rng) -> Solid:
+    """A board of irregular outline with drillings and slots."""
+    corners = int(rng.integers(5, 11))
+    angle = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) / corners
+    radius = rng.uniform(0.5, 1.0, corners)
+    stretch = np.array([1.0, rng.uniform(0.5, 1.0)])
+    polygon = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) * stretch
+    if rng.random() < 0.5:
+        polygon = f.smooth_curve(np.concatenate([polygon, polygon[:1]]), 64)[:-1]
+    thick = rng.uniform(0.08, 0.25)
+    holes = []
+    for _ in range(int(rng.integers(0, 4))):
+        at = rng.uniform(-0.4, 0.4, 2) * stretch
+        size = rng.uniform(0.06, 0.14)
+        tool = f.cylinder(size, 9) if rng.random() < 0.6 else f.box((2 * size, 0.8 * size, 9), 0.02)
+        holes.append(f.move(f.turn(tool, f.about("z", rng.uniform(0, 180))), (*at, 0)))
+    body = f.subtract(f.extrude(polygon, thick, rng.uniform(0.01, 0.06)), *holes, fillet=0.02)
+    reach = np.abs(polygon).max(0) + 0.03
+    return f.solid(body, *reach, thick)
+
+
+def pebble(rng) -> Solid:
+    """A rounded lump with gentle waves."""
+    half = rng.uniform(0.5, 0.9, 3)
+    body = f.superquadric(half, rng.uniform(0.5, 1.2), rng.uniform(0.5, 1.2))
+    wave = rng.normal(size=(4, 3))
+    wave *= (rng.uniform(1.5, 4.5, 4) / np.linalg.norm(wave, axis=1))[:, None]
+    phase, height = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.01, 0.05)
+    waves = lambda p: (height * np.sin(p @ wave.T + phase).sum(1)).astype(np.float32)  # noqa: E731
+    return Solid(lambda p: 0.8 * (body(p) + waves(p)), half * 1.1 + 4 * height)
+
+
+def cluster(rng) -> Solid:
+    """A few simple bodies grown together at random angles."""
+    bodies, reach = [], np.zeros(3)
+    at = np.zeros(3)
+    for _ in range(int(rng.integers(2, 6))):
+        size = rng.uniform(0.15, 0.45, 3)
+        style = rng.integers(4)
+        body = (
+            f.box(size, rng.uniform(0.02, 0.1)), f.cylinder(size[0], 1.3 * size[1], 0.03), f.ball(size[0]),
+            f.superquadric(size, rng.uniform(0.4, 1.0), rng.uniform(0.4, 1.0)),
+        )[style]  # fmt: skip
+        rotation = f.about("x", rng.uniform(0, 180)) @ f.about("z", rng.uniform(0, 180))
+        bodies.append(f.move(f.turn(body, rotation), at))
+        reach = np.maximum(reach, np.abs(at) + 1.05 * np.linalg.norm(size * [1, 1.3, 1]))
+        step = rng.normal(size=3)
+        at = np.clip(at + step / np.linalg.norm(step) * rng.uniform(0.25, 0.55), -0.7, 0.7)
+    return Solid(f.union(*bodies, fillet=rng.uniform(0.0, 0.08)), reach)
+
+
+def column(rng) -> Solid:
+    """A rod of polygonal, fluted or ribbed section, straight or tapering, with or without a bore."""
+    lobes, deep = int(rng.integers(3, 15)), rng.uniform(0.03, 0.12)
+    t = np.linspace(0, 2 * np.pi, 160, endpoint=False)
+    shape = np.cos(lobes * t)
+    shape = np.clip(2.5 * shape, -1, 1) if rng.random() < 0.4 else shape
+    radius, half = rng.uniform(0.3, 0.55), rng.uniform(0.5, 1.0)
+    section = (radius + deep * shape)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
+    prism, taper = f.extrude(section, half, 0.03), rng.uniform(0.0, 0.35)
+    twist = rng.uniform(-1.0, 1.0) * (rng.random() < 0.4)
+
+    def body(p):
+        z = p[:, 2]
+        c, s = np.cos(twist * z), np.sin(twist * z)
+        scale = 1 + taper * (z / half + 1) / 2
+        q = np.stack([(c * p[:, 0] - s * p[:, 1]) * scale, (s * p[:, 0] + c * p[:, 1]) * scale, z], 1)
+        return np.float32(0.7) * prism(q.astype(np.float32))
+
+    wide = radius + deep + 0.02
+    if rng.random() < 0.4:
+        return f.solid(f.subtract(body, f.cylinder(rng.uniform(0.3, 0.6) * (radius - deep) / (1 + taper), 9), fillet=0.03),
+                       wide, wide, half)  # fmt: skip
+    return f.solid(body, wide, wide, half)
+
+
+def wire(rng) -> Solid:
+    """A rod bent at random."""
+    knots = np.cumsum(rng.normal(size=(int(rng.integers(4, 7)), 3)) * [0.5, 0.5, 0.3], 0)
+    curve = f.smooth_curve(knots, 80)
+    curve = curve - (curve.max(0) + curve.min(0)) / 2
+    curve = 0.85 * curve / np.abs(curve).max()
+    rod = rng.uniform(0.1, 0.18) * np.linspace(1, rng.uniform(0.6, 1.0), len(curve))
+    return Solid(f.tube(curve, rod), np.abs(curve).max(0) + rod.max() + 0.02)
+
+
+def frame(rng) -> Solid:
+    """A block with windows through its sides."""
+    half = rng.uniform(0.45, 0.95, 3)
+    bar = rng.uniform(0.1, 0.2)
+    tools = []
+    for axis in np.flatnonzero(rng.random(3) < 0.7):
+        window = np.maximum(half - bar * rng.uniform(1.0, 2.0, 3), 0.1)
+        window[axis] = 9
+        tools.append(f.box(window, 0.03))
+    block = f.box(half, rng.uniform(0.02, 0.08))
+    return Solid(f.subtract(block, *tools, fillet=0.02) if tools else block, half)
+
+
+def saddle(rng) -> Solid:
+    """A curved sheet."""
+    x, y, thick = rng.uniform(0.7, 1.0), rng.uniform(0.5, 0.95), rng.uniform(0.06, 0.11)
+    a, b, c = rng.uniform(-0.35, 0.35, 3)
+    rise = lambda p: a * p[:, 0] ** 2 + b * p[:, 1] ** 2 + c * p[:, 0] * p[:, 1]  # noqa: E731
+    sheet = lambda p: (0.8 * (np.abs(p[:, 2] - rise(p)) - thick)).astype(np.float32)  # noqa: E731
+    edge = f.cylinder(1.0, 9) if rng.random() < 0.3 else f.box((1.0, 1.0, 9), rng.uniform(0.05, 0.4))
+    scale = np.float32([1 / x, 1 / y, 1])
+    body = f.intersect(sheet, lambda p: np.float32(min(x, y)) * edge(p * scale), fillet=0.03)
+    return f.solid(body, x, y, 0.35 * (x**2 + y**2 + x * y) + thick + 0.02)
+
+
+def auger(rng) -> Solid:
+    """A rod with a ridge wound round it, and perhaps a collar."""
+    core, half, turns = rng.uniform(0.14, 0.3), rng.uniform(0.8, 1.0), rng.uniform(2.0, 6.0)
+    t = np.linspace(0, turns, int(turns * 36))
+    reach = core + rng.uniform(0.0, 0.2)
+    helix = np.stack([reach * np.cos(2 * np.pi * t), reach * np.sin(2 * np.pi * t), 0.9 * half * (2 * t / turns - 1)], 1)
+    ridge = rng.uniform(0.06, 0.1)
+    parts = [f.cylinder(core, half, 0.04), f.tube(helix, ridge)]
+    wide = reach + ridge
+    if rng.random() < 0.5:
+        wide = max(wide, wide + rng.uniform(-0.1, 0.2))
+        parts.append(f.move(f.cylinder(wide, 0.12, 0.03), (0, 0, rng.choice([-1, 0, 1]) * (half - 0.12))))
+    return f.solid(f.union(*parts, fillet=0.04), wide + 0.02, wide + 0.02, half)
+
+
+def stack(rng) -> Solid:
+    """Blocks and discs of different sizes, one on another."""
+    layers = int(rng.integers(2, 5))
+    heights, z, parts, wide = rng.dirichlet(np.full(layers, 4.0)) * 0.8, -0.8, [], 0.0
+    for height in heights:
+        size = rng.uniform(0.3, 0.85, 2)
+        tool = f.cylinder(size[0], height + 0.02, 0.03) if rng.random() < 0.4 else f.box((*size, height + 0.02), 0.04)
+        shift = rng.uniform(-0.15, 0.15, 2)
+        parts.append(f.move(tool, (*shift, z + height)))
+        wide, z = max(wide, size.max() + 0.15), z + 2 * height
+    return f.solid(f.union(*parts, fillet=rng.uniform(0, 0.06)), wide, wide, 0.84)

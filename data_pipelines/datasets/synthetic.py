@@ -8,9 +8,9 @@ DIR/<category>/test/<n>_good.pcd, <n>_<defect>.pcd   binary clouds, x y z float3
 DIR/<category>/gt/<n>_<defect>.txt     "x y z label", the same coordinates in the same order
 DIR/manifest.json                      settings and, for every object, defect, counts, size, depth and seed
 
-Nothing but the defect tells the classes apart: every object has its own pose, warp and range noise, clouds are sampled
-anew from the deformed surface, and the good and the defective object of one number share dimensions, scale, point count
-and noise level (a matched design: such quantities have one distribution in both classes).
+Nothing but the defect tells the classes apart: every number has its own dimensions, pose, warp, scale, point count and
+range noise, which its good and its defective object share (a matched design: such quantities have one distribution in both
+classes); clouds are sampled anew from the deformed surface. Noise varies over the surface, as it does in real scans.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets import defects as kinds
-from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD
+from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD, waves
 from data_pipelines.datasets.fields import about
 from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, sample_surface
 from data_pipelines.datasets.solids import GENERATORS, SETS, solid
 
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
-FORMAT = 1  # raised when the same seed makes other objects
+FORMAT = 2  # raised when the same seed makes other objects
 _UPRIGHT = (
     about("y", 25) @ about("z", 35) @ about("x", -65)
 )  # oblique, so that a ring of cameras about x sees every side
@@ -47,20 +47,22 @@ def make_object(
     """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest
     row).
 
-    `index` names the object inside its category: the good and the defective object of one index share dimensions,
-    scale, number of points and noise level. S lies within 10% of `points`. Raises ValueError for an unknown
-    category, and when a defect finds no place.
+    `index` names the object inside its category: the good and the defective object of one index are the same body in the
+    same pose, with the same warp, number of points and noise; only the defect and the drawn points differ. S lies within 10% of
+    `points`. Raises ValueError for an unknown category, and when a defect finds no place.
     """
     root = (seed, zlib.crc32(category.encode()), {"test": 0, "train": 1}[split], index)
     shape_rng = np.random.default_rng(np.random.SeedSequence((*root, 0)))
+    pair_rng = np.random.default_rng(np.random.SeedSequence((*root, 2)))
     kind_rng = np.random.default_rng(np.random.SeedSequence((*root, 1, zlib.crc32(defect.encode()))))
     body = solid(category, shape_rng)
     mesh = mesh_field(*body, fitting_resolution(*body))
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))
     count = int(round(points * shape_rng.uniform(0.9, 1.1)))
-    noise, bending = shape_rng.uniform(0.0008, 0.0024), shape_rng.uniform(0.006, 0.014)
-    pose = _jitter(kind_rng, 8.0) @ _UPRIGHT
+    noise, bending = shape_rng.uniform(0.0006, 0.002), shape_rng.uniform(0.006, 0.014)
+    pose = _jitter(pair_rng, 8.0) @ _UPRIGHT
+    rough = waves(pair_rng, 6, (0.5 * unit, 1.5 * unit))
     row: dict[str, Any] = {
         "category": category,
         "defect": defect,
@@ -74,10 +76,12 @@ def make_object(
         made = _defective(defect, body, mesh, difficulty, severity, kind_rng, pose, category)
         mesh, amount = made.mesh, made.amount
         row.update(size=round(made.size * scale, 3), depth=round(made.depth * scale, 3), severity=round(severity, 3))
-    mesh = Mesh(_warp(mesh.vertices, unit, bending, kind_rng), mesh.faces)
+    mesh = Mesh(_warp(mesh.vertices, unit, bending, pair_rng), mesh.faces)
     face, weights = sample_surface(mesh, count, kind_rng)
     corners = mesh.faces[face]
-    xyz = np.einsum("nc,nci->ni", weights, mesh.vertices[corners]) + noise * unit * kind_rng.normal(size=(count, 3))
+    xyz = np.einsum("nc,nci->ni", weights, mesh.vertices[corners])
+    level = noise * unit * np.exp(0.5 * np.clip(rough(xyz), -2, 2))
+    xyz = xyz + level[:, None] * kind_rng.normal(size=(count, 3))
     labels = np.einsum("nc,nc->n", weights, amount[corners]) > THRESHOLD
     row.update(points=count, defective_points=int(labels.sum()), seed=list(root))
     return np.round(scale * xyz @ pose.T, 3), labels, row
