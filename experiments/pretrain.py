@@ -21,7 +21,7 @@ from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
 from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.pretrain import ClipPretraining, PointPretraining, cloud_batches, view_batches
+from gsclip_jax.pretrain import ClipPretraining, PointPretraining, cloud_batches, twins, view_batches, whitening
 from gsclip_jax.sharding import make_mesh
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
@@ -33,11 +33,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains both networks, writes config.out."""
     from data_pipelines.datasets.synthetic import SETS
 
-    sets = [load_records(config), load_records(easier(config))]
+    sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    views = _load(sets, ("render", "depth", "view_mask"))
+    views = _load(sets, ("render", "depth", "view_mask")) | {"twin": twins(sets[0].index)}
 
     m, c, p = config.mini, config.clip_stage, config.point_stage
     clip_cfg = ClipConfig(
@@ -54,10 +54,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )  # fmt: skip
     method = ClipPretraining(clip_cfg, rows)
     params, stats = method.init(jax.random.key(config.seed))
+    params["clip"]["visual"]["patch_embed"] = jax.numpy.asarray(whitening(views, clip_cfg, config.seed))
     captioner = Captioner(tokenizer)
     for number, row in enumerate(rows):
         batches = lambda first, number=number: view_batches(  # noqa: E731
-            views, captioner, batch_size=c.batch_size, patch=m.patch, seed=2 * config.seed + number, first=first
+            views, captioner, batch_size=c.batch_size, patch=m.patch, keep=c.keep, seed=2 * config.seed + number,
+            first=first
         )
         params, _ = fit(
             method,
@@ -103,13 +105,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     sha256 = save_params(out, jax.device_get(tree), config=about, dtype="float16")
     (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
     print(f"wrote {out} ({(out / 'params.safetensors').stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]})")
-
-
-def easier(config: ConfigDict) -> ConfigDict:
-    """A second, easier set of the same categories: large defects teach first."""
-    other = config.copy_and_resolve_references()
-    other.data.synthetic.update(dict(config.easier))
-    return other
 
 
 def _load(sets: list[RecordSet], fields: tuple[str, ...]) -> dict:

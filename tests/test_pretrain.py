@@ -1,0 +1,202 @@
+"""Pretraining of the embedded models: what the batches show, and which parameters learn from them."""
+
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.captions import Captioner, make_tokenizer, vocabulary
+from gsclip_jax.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
+from gsclip_jax.method import Stage
+from gsclip_jax.pretrain import (
+    ROUGHNESS,
+    ClipPretraining,
+    augment,
+    cloud_batches,
+    roughness,
+    twin_loss,
+    twins,
+    view_batches,
+    whitening,
+)
+
+NAMES = ("gear", "bowl")
+CFG = ClipConfig(
+    image_size=32, patch=8, vision_width=32, vision_layers=2, vision_heads=2, vv_blocks=1, embed_dim=16,
+    vocab=len(vocabulary(NAMES)), context=20,
+    text_width=16, text_layers=2, text_heads=2, sos=2, eos=3, dot=4, pad=0, mean=(0.7,) * 3, std=(0.3,) * 3,
+)  # fmt: skip
+
+
+def discs(count: int = 4, size: int = 32) -> dict:
+    """Views of a grey disc off the centre; every second row is its predecessor with a dark defect of grey 40."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    shape = (count, 2, size, size)
+    render, mask = np.full(shape, 255, np.uint8), np.zeros(shape, bool)
+    for row in range(0, count, 2):
+        for view in range(2):
+            cy, cx = rng.uniform(12, 20, 2)
+            disc = np.hypot(y - cy, x - cx) < 9
+            render[row : row + 2, view, disc] = rng.integers(150, 200, disc.sum())
+            mask[row + 1, view] = np.hypot(y - cy - 3, x - cx + 4) < 3
+            render[row + 1, view][mask[row + 1, view]] = 40
+    index = [
+        {"name": f"{row:03d}_{('good', 'dent')[row % 2]}", "category": NAMES[row // 2 % 2], "label": row % 2}
+        for row in range(count)
+    ]
+    return {
+        "render": render,
+        "depth": render.copy(),
+        "view_mask": mask,
+        "category": [row["category"] for row in index],
+        "defect": ["dent" if row % 2 else "good" for row in range(count)],
+        "twin": twins(index),
+    }
+
+
+def batches(**changes):
+    options = {"batch_size": 4, "patch": CFG.patch, "keep": 9, "seed": 3, "pairs": 2} | changes
+    return view_batches(discs(), Captioner(make_tokenizer(NAMES)), **options)
+
+
+def test_twins_are_found_by_their_number():
+    assert discs(6)["twin"].tolist() == [-1, 0, -1, 2, -1, 4]
+    rows = [{"name": "007_hole", "category": "bowl", "label": 1}, {"name": "006_good", "category": "gear", "label": 0}]
+    assert twins(rows).tolist() == [-1, -1]  # of another category
+
+
+def test_augmented_mask_stays_on_its_pixels():
+    views = discs()
+    for seed in range(30):
+        image, mask = augment(np.random.default_rng(seed), [views["render"][1, 0], views["view_mask"][1, 0]], shade=False)
+        assert image.shape == mask.shape == (32, 32) and image.dtype == np.uint8 and mask.dtype == bool
+        defect = image < 108  # halfway between the defect's grey and the disc's: where the two are mixed half and half
+        assert (defect ^ mask).sum() <= 0.3 * max(mask.sum(), 12)
+        assert not (mask & (image == 255)).any()
+
+
+def test_where_the_look_goes_does_not_depend_on_the_defect():
+    views = discs()
+    image, mask = views["render"][1, 0], views["view_mask"][1, 0]
+    for seed in range(10):
+        with_defect = augment(np.random.default_rng(seed), [image, mask], shade=True)[0]
+        without = augment(np.random.default_rng(seed), [image, np.zeros_like(mask)], shade=True)[0]
+        np.testing.assert_array_equal(with_defect, without)
+
+
+def test_twins_differ_in_the_defect_alone():
+    batch = next(batches(batch_size=8))
+    for modality in ("render", "depth"):
+        (first, last), share = np.split(batch[modality], 2), batch[modality + "_mask"]
+        np.testing.assert_array_equal(*np.split(batch[modality + "_keep"], 2))
+        assert (share[4:] == 0).all() and (share[:4].sum(1) > 0).any()
+        differs = first != last
+        assert 0 < differs.mean() < 0.1 and (first[differs] <= last[differs]).all()  # the defect is darker
+
+
+def test_batches_resume_at_any_step():
+    third = next(islice(batches(), 2, None))
+    again = next(batches(first=2))
+    other = next(batches(first=2, seed=4))
+    for name, value in third.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    assert not np.array_equal(third["render"], other["render"])
+
+
+def test_kept_patches_show_the_object_and_carry_its_mask():
+    batch = next(batches(batch_size=16))
+    for modality in ("render", "depth"):
+        image, kept, share = (batch[modality + part] for part in ("", "_keep", "_mask"))
+        cells = image.reshape(16, 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(16, 16, 64)
+        cover = (cells < 255).mean(2)
+        assert (np.diff(kept, axis=1) > 0).all()
+        for row in range(16):
+            left_out = np.setdiff1d(np.arange(16), kept[row])
+            # Patches filled to a quarter are equals: the choice among them is random.
+            least, most = cover[row, kept[row]].min(), cover[row, left_out].max()
+            assert min(most, 0.25) <= min(least, 0.25) + 0.02
+        dark = (cells < 105).mean(2)
+        np.testing.assert_allclose(np.take_along_axis(dark, kept, 1), share, atol=0.2)
+    seen = np.concatenate([batch["render_mask"], batch["depth_mask"]]).sum(1) * 64 >= 4
+    np.testing.assert_array_equal(batch["damaged"], seen)
+    assert 0 < batch["damaged"].sum() <= 16
+
+
+def test_keeping_every_patch_changes_nothing_and_left_out_ones_do_not_matter():
+    clip = clip_module(CFG, init_clip(jax.random.key(0), CFG))
+    views = discs()["render"][:, 0]
+    encode = jax.jit(lambda x, keep: encode_image(clip, preprocess_views(CFG, x), vv=True, keep=keep))
+    whole = encode_image(clip, preprocess_views(CFG, views), vv=True)
+    kept = encode(views, np.tile(np.arange(16, dtype=np.int32), (4, 1)))
+    np.testing.assert_allclose(kept.tokens, whole.tokens, atol=2e-5)
+    np.testing.assert_allclose(kept.cls, whole.cls, atol=2e-5)
+    some = np.tile(np.array([1, 5, 6, 10], np.int32), (4, 1))
+    changed = views.copy()
+    changed[:, 24:, :8] = 7  # patch 12, left out
+    np.testing.assert_array_equal(encode(views, some).tokens, encode(changed, some).tokens)
+    assert encode(views, some).tokens.shape == (1, 4, 5, 16)
+
+
+def test_whitening_evens_out_the_variance_of_patches():
+    views, cfg = discs(8), CFG
+    kernel = whitening(views, cfg, floor=1e-6)
+    assert kernel.shape == (8, 8, 3, 32) and kernel.dtype == np.float32
+    cells = views["render"].reshape(8, 2, 4, 8, 4, 8).transpose(0, 1, 2, 4, 3, 5).reshape(-1, 64)
+    cells = cells[(cells < 255).mean(1) > 0.5] / 255
+    grey = np.repeat(((cells - 0.7) / 0.3).reshape(-1, 8, 8, 1), 3, 3)
+    out = np.einsum("npqc,pqcw->nw", grey, kernel)
+    variance = np.linalg.eigvalsh(np.cov(out.T))[::-1][:20]
+    assert variance.max() / variance.min() < 30  # of the pixels themselves: over a thousand
+    raw = np.linalg.eigvalsh(np.cov(grey[..., 0].reshape(len(grey), -1).T))[::-1][:20]
+    assert raw.max() / raw.min() > 4 * variance.max() / variance.min()
+
+
+@pytest.mark.parametrize(("stage", "text_learns"), [("sight", False), ("words", True)])
+def test_who_learns(stage, text_learns):
+    method = ClipPretraining(CFG, (Stage(stage, {"clip": 1e-3, "head": 1e-3}, (), 1, 4),))
+    params, stats = method.init(jax.random.key(0))
+    params["head"] = jax.tree.map(lambda x: x + 0.1, params["head"])
+    params["head"]["patch"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 2))
+    params["head"]["view"]["kernel"] = jax.random.normal(jax.random.key(2), (16, 2))
+    batch = next(batches())
+    params["head"]["rough"]["kernel"] = jax.random.normal(jax.random.key(3), (16, ROUGHNESS))
+    grad = jax.jit(jax.grad(lambda p: method.loss(stage, p, {}, stats, batch, jax.random.key(0))[0]))(params)
+    largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert largest(grad["clip"]["visual"]["blocks"]) > 0 and largest(grad["head"]) > 0
+    assert (largest(grad["clip"]["text"]) > 0) == text_learns
+
+
+def test_clouds_are_turned_and_labelled():
+    rng = np.random.default_rng(0)
+    xyz = rng.standard_normal((3, 50, 3)).astype(np.float32)
+    mask = xyz[..., 2] > 1
+    draw = lambda first: next(cloud_batches(xyz, mask, [0, 1, 2], batch_size=4, points=40, seed=1, first=first))  # noqa: E731
+    batch = draw(5)
+    assert batch["cloud"].shape == (4, 40, 3) and batch["cloud"].dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(batch["cloud"], axis=-1).max(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(batch["cloud"], draw(5)["cloud"])
+    assert not np.array_equal(batch["cloud"], draw(6)["cloud"])
+    assert 0 < batch["defective"].mean() < 0.5
+
+
+def test_roughness_by_hand():
+    images = np.full((2, 16, 16), 255, np.uint8)
+    images[0, :, :8] = 100  # flat
+    images[1, :, :8] = 100
+    images[1, 4, 4] = 200  # a spot in the first patch of 8 x 8
+    values, real = (np.asarray(x) for x in roughness(images, 8))
+    assert values.shape == (2, 4, ROUGHNESS) and real.tolist() == [[1, 0, 1, 0]] * 2
+    np.testing.assert_allclose(values[0, [0, 2], 0], np.log(2e-3) + 4, atol=1e-3)  # nothing varies: only the floors are left
+    np.testing.assert_allclose(values[0, [0, 2], 8:], 0, atol=1e-3)
+    own, beside = values[1, 0, :8], values[1, 0, 8:16]
+    assert (own > values[0, 0, :8] + 0.05).all() and own[1] > own[3]  # most of a single pixel is at the finest scale
+    np.testing.assert_allclose(beside, (own - values[1, 2, :8]) / 0.7, atol=1e-4)  # the other filled patch is the only neighbour
+
+
+def test_twin_loss_by_hand():
+    logits = np.zeros((2, 3, 2), np.float32)
+    logits[0, 1, 1], logits[0, 2, 1] = 2.0, 50.0
+    share = np.array([[0, 0.5, 0.05], [0, 0, 0]], np.float32)  # the third patch is too little defective to count
+    np.testing.assert_allclose(twin_loss(logits, share), np.log1p(np.exp(-2.0)), rtol=1e-5)
