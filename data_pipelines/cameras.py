@@ -63,11 +63,13 @@ PRESETS = {
     "ring": (lambda count: _ring(count), False),
     "mvtec3d": (lambda count: _cross(count, 180.0, _MVTEC_X), False),
     "eyecandies": (lambda count: _cross(count, 45.0, _EYE_X), True),
+    # From the sensor's side in the frame of the Eyecandies reader, where 45 degrees shows its scans from behind and below.
+    "eyecandies_front": (lambda count: _cross(count, 135.0, {n: tuple(-a for a in xs) for n, xs in _EYE_X.items()}), True),
 }
 
 
 def views(cameras: str | Sequence[Steps], count: int | None = None, back_off: bool | None = None) -> Cameras:
-    """The camera list of a preset ('ring', 'mvtec3d', 'eyecandies'), or of explicit rotations, one sequence per view.
+    """The camera list of a preset (a name in `PRESETS`), or of explicit rotations, one sequence per view.
 
     Args:
       cameras: preset name, or a list of views, each a sequence of (axis, degrees), applied first to last.

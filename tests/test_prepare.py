@@ -83,6 +83,18 @@ def test_published_recipes_are_those_of_the_presets(name):
     assert recipe_of(theirs).json() == recipe_of(ours).json() and theirs["reader"] == ours["reader"]
 
 
+def test_eyecandies_from_the_sensors_side():
+    """The sensor is above the conveyor and before the object: -z and +y in the reader's frame (its up is -z)."""
+    from data_pipelines.cameras import views
+
+    towards, up = np.array([0, 1, -1]) / 2**0.5, np.array([0, 0, -1])
+    for name, angles in (("eyecandies", [120, 105, 90, 80, 70]), ("eyecandies_front", [30, 15, 0, 10, 20])):
+        turned = views(name).rotations @ towards
+        found = np.rad2deg(np.arccos(np.clip(turned[:5, 2], -1, 1)))
+        np.testing.assert_allclose(found, angles, atol=1e-4)
+    assert ((views("eyecandies_front").rotations @ up)[:, 1] > 0.2).all()  # upright
+
+
 def test_bad_scans_stop_it_or_are_left_out_and_listed(made, tmp_path, capsys):
     root = write_set(tmp_path / "set", good=3)
     bad = root / "ball" / "test" / "9_good.pcd"
