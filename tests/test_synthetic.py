@@ -1,7 +1,7 @@
 """The embedded data set: solids, defects with exact ground truth, files, and nothing trivial that tells the classes apart."""
 
-import hashlib
 import dis
+import hashlib
 import json
 import subprocess
 import sys
