@@ -83,6 +83,19 @@ def test_published_recipes_are_those_of_the_presets(name):
     assert recipe_of(theirs).json() == recipe_of(ours).json() and theirs["reader"] == ours["reader"]
 
 
+def test_published_values():
+    """Of docs/data.md's sources: window, point size and cameras differ by data set, the rest does not."""
+    wanted = {"mvtec3d": (1024, 12.0, "mvtec3d"), "eyecandies": (1036, 10.0, "eyecandies"), "real3d": (1036, 12.0, "ring"),
+              "anomaly_shapenet": (1036, 12.0, "ring"), "prerendered": (1024, 12.0, "mvtec3d"), "folder": (1036, 12.0, "ring")}
+    assert {name: (r["window"], r["point_size"], r["cameras"]) for name, r in recipes.RECIPES.items()} == wanted
+    for name, found in recipes.RECIPES.items():
+        assert [found[key] for key in ("points", "image_size", "views", "cloud_points", "neighbours", "sample_seed", "zoom",
+                                       "back_off")] == [112896, 336, 9, 3000, 16, 0, 0.7, None]
+        assert found["reader"] == ({"image": 4} if name == "eyecandies" else {})
+    sizes = recipes.RECIPES["mvtec3d"]["point_sizes"]
+    assert len(sizes) == 10 and (sizes["rope"], sizes["cookie"], sizes["cable_gland"]) == (5, 6, 12)
+
+
 def test_eyecandies_from_the_sensors_side():
     """The sensor is above the conveyor and before the object: -z and +y in the reader's frame (its up is -z)."""
     from data_pipelines.cameras import views
