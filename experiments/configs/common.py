@@ -69,8 +69,8 @@ def embedded() -> ConfigDict:
             "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
             "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
         },
-        "stage1": {"epochs": 10, "batch_size": 4, "learning_rate": 2e-3, "pointnet2_rate": 2e-4},
-        "stage2": {"epochs": 8, "batch_size": 4, "learning_rate": 5e-4, "lora_factor": 0.1},
+        "stage1": {"epochs": 3, "batch_size": 4, "learning_rate": 2e-3, "pointnet2_rate": 2e-4},
+        "stage2": {"epochs": 3, "batch_size": 4, "learning_rate": 5e-4, "lora_factor": 0.1},
         "eval": {"batch_size": 4, "rgb": False, "pictures": 6},
         "compare": ("random_clip", "surface_variation"),  # run alongside, shown under the table
         # On a CPU every virtual device works with one core, which uses several cores better than one device does.
