@@ -2,7 +2,7 @@
 
     python -m experiments.run --config pretrain.py --workdir runs/pretrain
 
-About 45 minutes on two cores, a quarter of it rendering.
+About 45 minutes on two cores, a third of it making and rendering the scans.
 
 Writes gsclip_jax/assets/mini (or --config.out), which `config.clip.name=mini` loads.
 """
