@@ -63,4 +63,4 @@ def test_killed_and_run_again_ends_with_the_same_numbers(undisturbed, tmp_path, 
     process.wait()
     assert not (workdir / "results.json").exists()
     subprocess.run(command(workdir, cache), check=True, capture_output=True)
-    assert results(workdir) == results(undisturbed)
+    assert results(workdir) == results(undisturbed / "w")
