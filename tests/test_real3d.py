@@ -13,7 +13,7 @@ from .scans import ellipsoid, write_pcd, write_set
 
 @pytest.fixture
 def root(tmp_path):
-    return write_set(tmp_path / "a" / "b" / "set", good=2, defective=2)
+    return write_set(tmp_path / "top" / "a" / "b" / "set", good=2, defective=2)
 
 
 def test_finds_categories_and_samples_in_number_order(root):
