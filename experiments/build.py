@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.records import RecordSet, prepare
 from experiments.configs.common import suggest
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
-from gsclip_jax.clip import init_clip
+from gsclip_jax.clip import ClipConfig, clip_module, init_clip
 from gsclip_jax.convert.load import load_clip, load_pointnet2
 from gsclip_jax.convert.store import content_hash
 from gsclip_jax.gddm import GddmConfig
@@ -23,6 +23,8 @@ from gsclip_jax.gsclip import RELEASED, GsClip, GsClipConfig, Switches
 from gsclip_jax.method import Method, Params, Stage, Stats
 from gsclip_jax.pointnet2 import PointNet2Config
 from gsclip_jax.prompts import PromptConfig
+from gsclip_jax.sentences import start_from_sentences
+from gsclip_jax.tokenizer import load_tokenizer
 
 
 class ConfigError(ValueError):
@@ -178,7 +180,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
     if config.clip.vv_blocks >= 0:
         changes["vv_blocks"] = config.clip.vv_blocks
-    clip_cfg, clip, _, sha256 = load_clip(config.clip.name, **changes)
+    clip_cfg, clip, tokenizer, sha256 = load_clip(config.clip.name, **changes)
     weights = {"clip": sha256}
     if config.data.image_size % clip_cfg.patch:
         raise ConfigError(f"config.data.image_size {config.data.image_size} is no multiple of the CLIP's patch, {clip_cfg.patch}")
@@ -202,12 +204,28 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     method = GsClip(cfg, stages(config))
     params, stats = jax.jit(method.init)(jax.random.key(config.seed))
     params["clip"] = clip
+    if m.start:
+        params = _start(params, clip_cfg, config, tokenizer)
     if cfg.switches.own_depth_tower:
         params["clip_depth"] = {"visual": init_clip(jax.random.key(config.seed + 2), clip_cfg)["visual"]}
         weights["clip_depth"] = content_hash(params["clip_depth"])
     if p.weights:
         params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(p.weights, net)
     return method, params, stats, weights
+
+
+def _start(params: Params, clip_cfg: ClipConfig, config: ConfigDict, tokenizer: Path | None) -> Params:
+    """The prompts of config.model.start in place of noise."""
+    source = config.clip.tokenizer or tokenizer
+    if source is None:
+        raise ConfigError("config.model.start needs the CLIP's tokenizer: name its file with config.clip.tokenizer, or set start=()")
+    words = load_tokenizer(source, context=clip_cfg.context)
+    if len(config.model.start) != 2:
+        raise ConfigError("config.model.start takes two sentences, sound and defective, or none: ()")
+    try:
+        return start_from_sentences(params, clip_module(clip_cfg, params["clip"]), *map(words.encode, config.model.start))
+    except ValueError as error:
+        raise ConfigError(f"config.model.start: {error}") from None
 
 
 def parameter_count(params: Params) -> dict[str, int]:

@@ -31,7 +31,8 @@ class ClipPretraining:
     between two twins is the defect alone.
 
     Batch: render, depth uint8 [B,H,W]; render_keep, depth_keep int32 [B,K] patches that are encoded (most of a view is empty);
-    render_mask, depth_mask float32 [B,K] defective share of each; caption int32 [2B,T] (renders first); pair int32 [N,2,T] sound
+    render_mask, depth_mask float32 [B,K] defective share of each; render_sure, depth_sure float32 [B,K] how much each counts (what
+    cannot be told from the sound twin teaches little); view_sure float32 [2B] the same for whole views; caption int32 [2B,T] (renders first); pair int32 [N,2,T] sound
     and damaged sentences, pair_of int32 [2B] which pair a view is held against; damaged int32 [2B].
     """
 
@@ -55,21 +56,21 @@ class ClipPretraining:
         depth = encode_image(clip, preprocess_views(self.cfg, batch["depth"]), keep=batch["depth_keep"])
         tokens = [stream.tokens[-1][:, 1:].astype(jnp.float32) for stream in (render, depth)]  # [B,K,E] each
         evidence = [(normalise(x) @ head["patch"]["kernel"] + head["patch"]["bias"]) / TEMPERATURE for x in tokens]
-        direct = [patch_loss(e, batch[name]) + twin_loss(e, batch[name])
-                  for e, name in zip(evidence, ("render_mask", "depth_mask"), strict=True)]  # fmt: skip
+        direct = [patch_loss(e, *given) + twin_loss(e, *given) for e, given in
+                  ((e, (batch[name + "_mask"], batch[name + "_sure"])) for e, name in zip(evidence, PICTURES, strict=True))]
         image = normalise(jnp.concatenate([render.cls, depth.cls]))  # [2B,E]
-        damaged = batch["damaged"]
-        whole = cross_entropy((image @ head["view"]["kernel"] + head["view"]["bias"]) / TEMPERATURE, damaged)
+        damaged, view_sure = batch["damaged"], batch["view_sure"]
+        whole = cross_entropy((image @ head["view"]["kernel"] + head["view"]["bias"]) / TEMPERATURE, damaged, view_sure)
         sight = sum(direct) / 2 + 0.5 * whole
         terms = {"render": direct[0], "depth": direct[1], "whole": whole}
         if stage == "sight":
             found = [x @ head["rough"]["kernel"] + head["rough"]["bias"] for x in tokens]
             rough = [roughness_loss(f, batch[name], batch[name + "_keep"], self.cfg.patch)
-                     for f, name in zip(found, ("render", "depth"), strict=True)]  # fmt: skip
+                     for f, name in zip(found, PICTURES, strict=True)]  # fmt: skip
             return sight + sum(rough) / 2, (stats, {**terms, "rough": sum(rough) / 2})
 
         patches = normalise(jnp.concatenate(tokens))  # [2B,K,E]
-        share = jnp.concatenate([batch["render_mask"], batch["depth_mask"]])  # [2B,K]
+        share, sure = (jnp.concatenate([batch[name + part] for name in PICTURES]) for part in ("_mask", "_sure"))  # [2B,K]
         caption = normalise(encode_tokens(clip, batch["caption"]))  # [2B,E]
         pair = normalise(encode_tokens(clip, batch["pair"]))[batch["pair_of"]]  # [2B,2,E]
 
@@ -79,8 +80,8 @@ class ClipPretraining:
         logits = image @ caption.T * jnp.exp(jnp.minimum(trainable["clip"]["logit_scale"], jnp.log(100.0)))
         contrast = (_soft_cross_entropy(logits, target) + _soft_cross_entropy(logits.T, target)) / 2
 
-        condition = cross_entropy(jnp.einsum("be,bke->bk", image, pair) / TEMPERATURE, damaged)
-        local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TEMPERATURE, share)
+        condition = cross_entropy(jnp.einsum("be,bke->bk", image, pair) / TEMPERATURE, damaged, view_sure)
+        local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TEMPERATURE, share, sure)
         total = 0.3 * contrast + 0.5 * condition + local + sight
         return total, (stats, {**terms, "contrast": contrast, "condition": condition, "local": local})
 
@@ -88,34 +89,37 @@ class ClipPretraining:
         raise NotImplementedError("the pretrained CLIP is scored through GS-CLIP: run stage2.py")
 
 
-def cross_entropy(logits_bk: jax.Array, label_b: jax.Array) -> jax.Array:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits_bk), label_b[:, None], 1).mean()
+def cross_entropy(logits_bk: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> jax.Array:
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits_bk), label_b[:, None], 1)[:, 0]
+    return -(weight_b * log_p).sum() / weight_b.sum()
 
 
 def _soft_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
-def patch_loss(logits_bpk: jax.Array, share_bp: jax.Array) -> jax.Array:
-    """Weighted cross-entropy plus Dice of patches [B,P,2] against the defective share [B,P] of their pixels."""
+def patch_loss(logits_bpk: jax.Array, share_bp: jax.Array, sure_bp: jax.Array) -> jax.Array:
+    """Weighted cross-entropy plus Dice of patches [B,P,2] against the defective share [B,P] of their pixels; each patch counts
+    as much as `sure` [B,P] says."""
     target = jnp.minimum(2 * share_bp, 1.0)  # half a patch of defect is a defective patch
     log_p = jax.nn.log_softmax(logits_bpk)
-    weight = 1 + 7 * target  # defects cover a few per cent
+    weight = sure_bp * (1 + 7 * target)  # defects cover a few per cent
     entropy = -(weight * (target * log_p[..., 1] + (1 - target) * log_p[..., 0])).sum() / weight.sum()
-    p = jnp.exp(log_p[..., 1])
+    p, target = sure_bp * jnp.exp(log_p[..., 1]), sure_bp * target
     any_defect = (target.sum(-1) > 0).astype(jnp.float32)
     dice = 1 - 2 * (p * target).sum(-1) / (p.sum(-1) + target.sum(-1) + 1e-6)
     return entropy + (dice * any_defect).sum() / (any_defect.sum() + 1e-6)
 
 
-def twin_loss(logits_bpk: jax.Array, share_bp: jax.Array) -> jax.Array:
-    """How surely a defective patch [B/2 first] is told from the same patch of its sound twin [B/2 last], logits [B,P,2]."""
+def twin_loss(logits_bpk: jax.Array, share_bp: jax.Array, sure_bp: jax.Array) -> jax.Array:
+    """How well a defective patch [B/2 first] is told from the same patch of its sound twin [B/2 last], logits [B,P,2]."""
     evidence = logits_bpk[..., 1] - logits_bpk[..., 0]
     first, last = jnp.split(evidence, 2)
-    hit = jnp.split(share_bp, 2)[0] > 0.1
+    hit = jnp.split((share_bp > 0.1) * sure_bp, 2)[0]
     return (jax.nn.softplus(last - first) * hit).sum() / jnp.maximum(hit.sum(), 1)
 
 
+PICTURES = ("render", "depth")
 SCALES = (0.7, 1.5, 3.0, 6.0)  # pixels
 ROUGHNESS = 6 * len(SCALES)
 
@@ -251,9 +255,9 @@ def view_batches(
     step = first
     while True:
         rng = np.random.default_rng([seed, step])
-        fields: dict[str, list] = {f"{m}{part}": [] for m in ("render", "depth") for part in ("", "_keep", "_mask")}
-        captions, damaged = [], []
-        for modality in ("render", "depth"):
+        fields: dict[str, list] = {f"{m}{part}": [] for m in PICTURES for part in ("", "_keep", "_mask", "_sure")}
+        captions, damaged, view_sure = [], [], []
+        for modality in PICTURES:
             drawn: list[list[tuple]] = [[], []]
             for row in rng.choice(rows, batch_size // 2):
                 view = rng.choice(np.flatnonzero(visible[row]))
@@ -263,12 +267,16 @@ def view_batches(
                 cover = _share(images[0] < 255, patch)
                 kept = np.sort(np.argsort(-np.minimum(cover, 0.25) + 0.02 * rng.random(len(cover)))[:keep]).astype(np.int32)
                 share = _share(images[2], patch)[kept].astype(np.float32)
-                drawn[0].append((row, images[0], kept, share))
-                drawn[1].append((twin, images[1], kept, np.zeros_like(share)))
-            for row, image, kept, share in drawn[0] + drawn[1]:
+                seen = visible_change(*images, patch, PLAIN[modality])[kept].astype(np.float32)
+                sure = 1 - np.minimum(2 * share, 1) * (1 - seen)
+                whole = np.clip((share * seen).sum() * patch**2 / 40, DOUBT, 1)
+                drawn[0].append((row, images[0], kept, share, sure, whole))
+                drawn[1].append((twin, images[1], kept, np.zeros_like(share), np.ones_like(share), 1.0))
+            for row, image, kept, share, sure, whole in drawn[0] + drawn[1]:
                 is_damaged = int(share.sum() * patch**2 >= 4)
-                for part, value in (("", image), ("_keep", kept), ("_mask", share)):
+                for part, value in (("", image), ("_keep", kept), ("_mask", share), ("_sure", sure)):
                     fields[modality + part].append(value)
+                view_sure.append(whole)
                 captions.append(captioner.caption(rng, views["category"][row], views["defect"][row], is_damaged, modality))
                 damaged.append(is_damaged)
         yield {
@@ -277,8 +285,22 @@ def view_batches(
             "pair": np.stack([captioner.pair(rng, rng.choice(names)) for _ in range(pairs)]),
             "pair_of": rng.integers(pairs, size=2 * batch_size).astype(np.int32),
             "damaged": np.array(damaged, np.int32),
+            "view_sure": np.array(view_sure, np.float32),
         }
         step += 1
+
+
+PLAIN = {"render": 24.0, "depth": 8.0}  # a change of so many grey levels is plain to see
+DOUBT = 0.15  # how much a defect counts that cannot be seen
+
+
+def visible_change(image: np.ndarray, twin: np.ndarray, mask: np.ndarray, patch: int, plain: float) -> np.ndarray:
+    """How visible the defect is in each patch, [P] from DOUBT to 1: the mean change of grey against the twin over the masked
+    pixels, as a share of `plain`; 1 where nothing is masked."""
+    change = np.abs(image.astype(np.float32) - twin) * mask
+    masked = _share(mask, patch)
+    seen = _share(change, patch) / np.maximum(masked, 1e-6) / plain
+    return np.where(masked > 0, np.clip(seen, DOUBT, 1), 1)
 
 
 def twins(rows: list[dict]) -> np.ndarray:
@@ -288,7 +310,7 @@ def twins(rows: list[dict]) -> np.ndarray:
 
 
 def _share(pixels: np.ndarray, patch: int) -> np.ndarray:
-    """Share of true pixels [S,S] in each patch, [P] row by row."""
+    """Mean of the pixels [S,S] of each patch (of bools, the share of true ones), [P] row by row."""
     side = pixels.shape[0] // patch
     return pixels.reshape(side, patch, side, patch).mean((1, 3)).reshape(-1)
 

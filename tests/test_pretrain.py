@@ -10,14 +10,17 @@ from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
 from gsclip_jax.method import Stage
 from gsclip_jax.pretrain import (
+    DOUBT,
     ROUGHNESS,
     ClipPretraining,
     augment,
     cloud_batches,
+    patch_loss,
     roughness,
     twin_loss,
     twins,
     view_batches,
+    visible_change,
     whitening,
 )
 
@@ -199,4 +202,28 @@ def test_twin_loss_by_hand():
     logits = np.zeros((2, 3, 2), np.float32)
     logits[0, 1, 1], logits[0, 2, 1] = 2.0, 50.0
     share = np.array([[0, 0.5, 0.05], [0, 0, 0]], np.float32)  # the third patch is too little defective to count
-    np.testing.assert_allclose(twin_loss(logits, share), np.log1p(np.exp(-2.0)), rtol=1e-5)
+    np.testing.assert_allclose(twin_loss(logits, share, np.ones_like(share)), np.log1p(np.exp(-2.0)), rtol=1e-5)
+    share[0, 0], sure = 1.0, np.array([[0.5, 1, 1], [1, 1, 1]], np.float32)  # the first patch counts half
+    np.testing.assert_allclose(
+        twin_loss(logits, share, sure), (0.5 * np.log(2) + np.log1p(np.exp(-2.0))) / 1.5, rtol=1e-5
+    )
+
+
+def test_what_cannot_be_seen_counts_little():
+    image, mask = np.full((16, 16), 100, np.uint8), np.zeros((16, 16), bool)
+    mask[:4, :4] = mask[8:12, :4] = mask[:8, 8:] = True
+    twin = image.copy()
+    twin[:8, 8:] += 12  # half as much as is plain
+    twin[8:12, :4] -= 90
+    twin[8:, 8:] += 50  # outside of the mask
+    seen = visible_change(image, twin, mask, 8, 24.0)
+    np.testing.assert_allclose(seen, [DOUBT, 0.5, 1, 1])
+    logits = np.random.default_rng(0).standard_normal((2, 4, 2)).astype(np.float32)
+    share = np.array([[0.5, 0.3, 0, 0], [0, 0, 0, 0]], np.float32)
+    certain = np.ones_like(share)
+    doubted = certain.copy()
+    doubted[0, 0] = 0
+    moved = logits.copy()
+    moved[0, 0] += [3, -3]
+    assert patch_loss(logits, share, doubted) == patch_loss(moved, share, doubted)  # no weight, no influence
+    assert patch_loss(logits, share, certain) != patch_loss(moved, share, certain)

@@ -4,7 +4,8 @@ bulge, dent   smooth displacement of an irregular disc along the normal
 hole          a disc removed and the rim around it pushed in
 crack         tapering groove along a jittered path on the surface
 break         a part cut off along a rough surface, which closes the body again
-bend          a part turned about its root, the angle ramping up smoothly
+bend          a part turned about its root, the angle ramping up smoothly; anomalous is where it turns: what lies beyond is
+              moved but sound
 
 Every kind leaves a value per vertex, `amount`; the surface is anomalous where it exceeds `THRESHOLD`. For
 displacements it is the share of the largest one. Lengths are in the solid's own unit; sizes and depths are drawn as
@@ -359,10 +360,13 @@ def _bend(mesh, share, angle, rng) -> Defective:
     root = mesh.vertices[part & (height < 0.15 * reach)].mean(0)
     across = np.cross(axis, rng.normal(size=3))
     across /= np.linalg.norm(across)
-    ramp = np.clip(height / (0.8 * reach), 0, 1)
+    ramp = np.clip(height / (rng.uniform(0.3, 0.6) * reach), 0, 1)
     turn = np.where(part, angle * ramp * ramp * (3 - 2 * ramp), 0)[:, None]
     arm = mesh.vertices - root
     along = (arm @ across)[:, None] * across
     turned = along + np.cos(turn) * (arm - along) + np.sin(turn) * np.cross(across, arm)
     shift = np.linalg.norm(turned - arm, axis=1)
-    return Defective(Mesh(root + turned, mesh.faces), shift / shift.max(), float(reach), float(shift.max()))
+    curving = np.where(part, 4 * ramp * (1 - ramp), 0)  # the rate at which the angle grows, over its largest
+    if (curving > THRESHOLD).sum() < 12:
+        raise NoPlace("the bend is smaller than the mesh")
+    return Defective(Mesh(root + turned, mesh.faces), curving, float(reach), float(shift.max()))

@@ -80,7 +80,7 @@ def nut(rng) -> Solid:
 
 
 def cup(rng) -> Solid:
-    radius, half, wall = rng.uniform(0.5, 0.65), rng.uniform(0.6, 0.8), rng.uniform(0.06, 0.09)
+    radius, half, wall = rng.uniform(0.5, 0.65), rng.uniform(0.6, 0.8), rng.uniform(0.11, 0.15)
     taper, belly = rng.uniform(0.75, 1.05), rng.uniform(-0.04, 0.1)
     t = np.linspace(0, 1, 36)
     outer = np.stack([radius * (taper + (1 - taper) * t) + belly * np.sin(np.pi * t), half * (2 * t - 1)], 1)
@@ -147,7 +147,7 @@ def dumbbell(rng) -> Solid:
 
 def vase(rng) -> Solid:
     half, foot, belly = rng.uniform(0.85, 1.0), rng.uniform(0.26, 0.36), rng.uniform(0.48, 0.62)
-    neck, lip, wall = rng.uniform(0.24, 0.34), rng.uniform(0.36, 0.5), rng.uniform(0.06, 0.08)
+    neck, lip, wall = rng.uniform(0.24, 0.34), rng.uniform(0.36, 0.5), rng.uniform(0.11, 0.14)
     at = rng.uniform(-0.35, 0.1)
     outer = f.smooth_curve([(foot, -half), (belly, half * at), (neck, half * rng.uniform(0.5, 0.65)), (lip, half)], 44)
     body, lobes, swing = f.revolve(f.shell(outer, wall)), int(rng.integers(5, 12)), rng.uniform(0.0, 0.05)

@@ -143,7 +143,7 @@ def elbow(rng) -> Solid:
         rng.uniform(75, 120),
         rng.uniform(0.5, 0.65),
         rng.uniform(0.22, 0.3),
-        rng.uniform(0.06, 0.09),
+        rng.uniform(0.1, 0.13),
     )
     straight, collar, lip = rng.uniform(0.15, 0.4), rng.uniform(0.1, 0.2), rng.uniform(0.05, 0.12)
     curve = f.arc(bend, 0, angle, 40)
@@ -168,7 +168,7 @@ def bowl(rng) -> Solid:
         rng.uniform(0.35, 0.6),
         rng.uniform(0.3, 0.45),
         rng.uniform(0.85, 1.0),
-        rng.uniform(0.06, 0.09),
+        rng.uniform(0.11, 0.15),
     )
     t, power = np.linspace(0, 1, 40), rng.uniform(0.35, 0.7)
     outer = np.stack([foot + (wide - foot) * t**power, height * (2 * t - 1)], 1)
@@ -252,7 +252,7 @@ def funnel(rng) -> Solid:
     knots = [(rng.uniform(0.25, 0.75), z) for z in np.linspace(-1, 1, int(rng.integers(3, 6)))]
     outer = f.smooth_curve(knots, 40) * [1, rng.uniform(0.6, 0.95)]
     outer[:, 0] = np.clip(outer[:, 0], 0.22, 0.85)
-    wall = rng.uniform(0.06, 0.1)
+    wall = rng.uniform(0.1, 0.14)
     wide, tall = outer[:, 0].max() + 0.02, outer[:, 1].max()
     return f.solid(f.revolve(np.concatenate([outer, (outer - [wall, 0])[::-1]])), wide, wide, tall)
 

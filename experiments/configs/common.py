@@ -19,6 +19,10 @@ AUXILIARY = {
     "anomaly_shapenet": ("ashtray0", "bag0", "bottle0"),
 }
 PRESETS = ("", *AUXILIARY)
+SENTENCES = (
+    "a picture of a sound object without defect without damage without flaw",
+    "a picture of a damaged object with a defect with a flaw",
+)
 
 
 def embedded() -> ConfigDict:
@@ -63,6 +67,7 @@ def embedded() -> ConfigDict:
         },
         "model": {
             "n_ctx": 12, "deep_depth": 3, "n_deep": 4,
+            "start": SENTENCES,  # what the learned contexts start as, n_ctx tokens each; () = noise, as in the paper
             "prototypes": 32, "top_k": 12, "defect_tokens": 1,
             "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1,
             "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3, "srm_residual": True,
@@ -90,7 +95,7 @@ def paper(name: str) -> ConfigDict:
     config.pointnet2.update({
         "weights": "", "centroids": (1024, 256, 64, 16), "radii": (0.1, 0.2, 0.4, 0.8), "neighbours": 32,
     })  # fmt: skip
-    config.model.update({"deep_depth": 9, "srm_residual": False, "smooth_width": 0.5, "smooth_rounds": 1})
+    config.model.update({"deep_depth": 9, "start": (), "srm_residual": False, "smooth_width": 0.5, "smooth_rounds": 1})
     config.stage1.update({"epochs": 15, "learning_rate": 2e-3, "pointnet2_rate": 2e-3})
     config.stage2.update({"epochs": 10, "learning_rate": 5e-4})
     config.seed = 111
