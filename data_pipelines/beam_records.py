@@ -104,8 +104,8 @@ def render_parts(spec: dict, samples: list[Sample], missing: list[int], flags: S
     say.at(len(samples))
 
 
-def examples(rows: list[tuple[int, str, Sample]]) -> beam.PTransform:
-    """The records of part files, as TFDS's Beam support takes them. Rows: number, part file, sample."""
+def examples(rows: list[tuple[int, str, Sample, bool]]) -> beam.PTransform:
+    """The records of part files, as TFDS's Beam support takes them. Rows: number, part file, sample, with colour or without."""
     from .tfds_records import example
 
     return beam.Create(rows) | beam.MapTuple(example)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from .batch import Batch
 from .datasets import DataError
 from .datasets.base import no_defective
+from .objects import own_neighbours
 from .records import RecordSet
 from .tfds_records import open_tfds, quiet
 
@@ -101,9 +102,13 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
         if not os.path.isfile(path):
             raise DataError(f"{path} is missing; delete {records.dir} and run again")
     shards = tf.constant(paths)
+    own = tf.constant(own_neighbours(records.recipe.points, records.recipe.neighbours))
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
         record = features.deserialize_example(example)
+        near = record["neighbours"]
+        record["neighbours"] = tf.cond(tf.size(near) > 0, lambda: near, lambda: tf.cast(own, near.dtype))
+        record["neighbours"].set_shape(own.shape)  # rows that are batched together have to be as long
         return {name: value for name, value in record.items() if name not in ("name", "category", "defect")}
 
     data = rows.flat_map(lambda row: tf.data.TFRecordDataset(shards[row]))

@@ -112,21 +112,24 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     else:
         shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
                               recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, draw=draw)
-    if scored.organised:  # smoothed over the grid, not over neighbours
-        neighbours = np.repeat(np.arange(recipe.points, dtype=np.int32)[:, None], recipe.neighbours, axis=1)
-    else:
-        neighbours = knn(scored.xyz, recipe.neighbours)
+    # Organised scans are smoothed over their grid: each point is its only neighbour.
+    near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
     out = {
         **{key: shown[key] for key in ("render", "depth", "view_mask", "pix", "seen")},
         "view_label": shown["view_mask"].any((1, 2)).astype(np.int32),
         "cloud": cloud_points(scored.xyz[scored.valid], recipe.cloud_points, seed + 1),
-        "xyz": scored.xyz, "neighbours": neighbours, "valid": scored.valid, "point_mask": scored.mask,
+        "xyz": scored.xyz, "neighbours": near, "valid": scored.valid, "point_mask": scored.mask,
         "organised": np.array(scored.organised), "source": scored.source,
     }
     if scan.rgb is not None:
         picture = Image.fromarray(scan.rgb).resize((recipe.image_size, recipe.image_size), Image.Resampling.BICUBIC)
         out["rgb"] = np.asarray(picture)
     return out
+
+
+def own_neighbours(points: int, neighbours: int) -> np.ndarray:
+    """[points, neighbours] int32, every point its own neighbour: what a record does not keep."""
+    return np.repeat(np.arange(points, dtype=np.int32)[:, None], neighbours, axis=1)
 
 
 def to_batch(objects: Sequence[Mapping[str, np.ndarray]], labels: Sequence[int] | None = None) -> Batch:
@@ -147,7 +150,8 @@ def pack(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     packed["view_mask"] = _png(made["view_mask"].reshape(-1, size).astype(np.uint8) * 255)
     packed |= {key: np.packbits(made[key], axis=-1) for key in ("seen", "valid", "point_mask")}
     packed["pix"] = made["pix"].astype(np.uint8 if size <= 256 else np.int16)
-    packed["neighbours"] = made["neighbours"].astype(np.uint16 if points <= 65536 else np.int32)
+    near = made["neighbours"].astype(np.uint16 if points <= 65536 else np.int32)
+    packed["neighbours"] = near[:0] if made["organised"] else near
     packed |= {key: made[key] for key in ("xyz", "cloud")}
     packed["organised"] = made["organised"].astype(np.uint8)
     if "rgb" in made:

@@ -27,7 +27,7 @@ from .datasets.base import near, no_defective
 from .objects import BAD, Recipe, no_space, recipe_of, write_atomic
 from .workers import render_parts
 
-VERSION = 1  # raise when the same recipe gives other records
+VERSION = 2  # raise when the same recipe gives other records
 INDEX = "records.json"
 
 

@@ -37,7 +37,8 @@ def features(recipe: Recipe, rgb: bool) -> tfds.features.FeaturesDict:
         "valid": array((flags,), np.uint8),
         "point_mask": array((flags,), np.uint8),
         "xyz": array((points, 3), np.float32),
-        "neighbours": array((points, recipe.neighbours), np.uint16 if points <= 65536 else np.int32),
+        # None of organised scans, see `objects.pack`
+        "neighbours": array((None, recipe.neighbours), np.uint16 if points <= 65536 else np.int32),
         "cloud": array((recipe.cloud_points, 3), np.float32),
         "organised": np.uint8,
         "label": np.int32,
@@ -56,8 +57,7 @@ class ObjectRecords(tfds.core.GeneratorBasedBuilder):
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        with np.load(self._parts[0]) as part:
-            rgb = "rgb" in part.files
+        rgb = all(map(_has_colour, self._parts))  # one schema for all: colour only where every scan has it
         return self.dataset_info_from_configs(features=features(self._recipe, rgb), disable_shuffling=True,
                                               description="Point-cloud objects rendered from several sides.")
 
@@ -69,15 +69,20 @@ class ObjectRecords(tfds.core.GeneratorBasedBuilder):
         if self._beam:
             from .beam_records import examples
 
-            return examples(rows)
-        return (example(*row) for row in rows)
+            return examples([(*row, "rgb" in self.info.features) for row in rows])
+        return (example(*row, "rgb" in self.info.features) for row in rows)
 
 
-def example(row: int, part: str, sample: Sample) -> tuple[int, dict]:
+def _has_colour(part: Path) -> bool:
+    with np.load(part) as arrays:
+        return "rgb" in arrays.files
+
+
+def example(row: int, part: str, sample: Sample, rgb: bool) -> tuple[int, dict]:
     """Key and features of one record. Raises DataError when its part cannot be read."""
     try:
         with np.load(part) as arrays:
-            record = {name: arrays[name] for name in arrays.files}
+            record = {name: arrays[name] for name in arrays.files if rgb or name != "rgb"}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{part}: unreadable part ({error}); delete it and run again") from error
     for name in ("render", "depth", "view_mask", "rgb"):

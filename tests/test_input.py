@@ -5,12 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 
-from data_pipelines import batch, input, objects, records
+from data_pipelines import batch, input, objects, records, tfds_records
 from data_pipelines.datasets import DataError, open_reader
 
-from .scans import write_set
-from .test_records import config
+from .scans import ellipsoid, write_set
+from .test_records import config, content
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,32 @@ def test_a_lost_shard_is_named(made, tmp_path):
     next((tmp_path / "copy").glob("object_records/*/*00003-of*")).unlink()
     with pytest.raises(DataError, match="copy.* is missing"):
         input.eval_batches(found, batch_size=2)
+
+
+def test_organised_scans_beside_clouds_keep_no_neighbours(tmp_path):
+    y, x = np.mgrid[:30, :30]
+    grid = np.stack([x, y, 40 + np.hypot(x - 15, y - 15)], 2).astype(np.float32)
+    (tmp_path / "set" / "p" / "good").mkdir(parents=True)
+    tifffile.imwrite(tmp_path / "set" / "p" / "good" / "1.tiff", grid)
+    np.save(tmp_path / "set" / "p" / "good" / "2.npy", ellipsoid(700, 0)[0])
+    made = records.prepare(config(tmp_path / "set", name="folder", train_category="", points=625), tmp_path / "cache", workers=1,
+                           progress=lambda line: None)
+    assert [len(row["neighbours"]) for row in content(made)] == [0, 625]
+    (one,) = input.eval_batches(made, batch_size=2)
+    batch.check(one)
+    assert one["organised"].tolist() == [True, False]
+    np.testing.assert_array_equal(one["neighbours"][0], np.repeat(np.arange(625)[:, None], 4, 1))
+    assert (one["neighbours"][1, :, 0] == np.arange(625)).all() and (one["neighbours"][1, :, 1] != np.arange(625)).all()
+
+
+@pytest.mark.parametrize("colours", [(True, True), (False, True), (True, False)])
+def test_colour_is_kept_where_every_scan_has_it(root, tmp_path, colours):
+    reader = open_reader("real3d", root)
+    recipe = objects.recipe_of(config(root))
+    samples = reader.samples("ball")[:2]
+    parts = [tmp_path / f"{i}.npz" for i in range(2)]
+    for sample, part, colour in zip(samples, parts, colours, strict=True):
+        made = objects.make_object(reader.load(sample), recipe, "ball", sample.id)
+        objects.write_part(part, made | ({"rgb": np.full((48, 48, 3), 7, np.uint8)} if colour else {}))
+    tfds_records.write_tfds(tmp_path, parts, samples, recipe)
+    assert ("rgb" in tfds_records.open_tfds(tmp_path)[0]) == all(colours)
