@@ -1,4 +1,4 @@
-"""Objects per second from records on disk to batches in memory, on one core; the authors' layout read with PIL and numpy beside it.
+"""Objects per second from records on disk to batches in memory, on one core; beside it the authors' files with PIL and numpy.
 
     python benchmarks/input.py [--objects 6] [--points 112896] [--epochs 5] [--out FILE]
 
@@ -138,8 +138,10 @@ def main() -> None:
             ours = args.objects / child("records", records.dir, args.epochs)
             theirs = args.objects / child("published", Path(folder) / "published" / kind, args.epochs)
             size = sum(path.stat().st_size for path in records.dir.rglob("*.tfrecord*"))
-            result[kind] = {"objects_per_second": round(ours, 1), "published_layout": round(theirs, 1),
-                            "ratio": round(ours / theirs, 1), "megabytes_per_object": round(size / args.objects / 1e6, 2)}  # fmt: skip
+            result[kind] = {
+                "objects_per_second": round(ours, 1), "published_layout": round(theirs, 1), "ratio": round(ours / theirs, 1),
+                "megabytes_per_object": round(size / args.objects / 1e6, 2),
+            }  # fmt: skip
     result["machine"] = f"one core of {os.cpu_count()}, {platform.machine()}, Python {platform.python_version()}"
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.records import RecordSet, prepare
 from experiments.configs.common import suggest
+from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
 from gsclip_jax.clip import ClipConfig, clip_module, init_clip
 from gsclip_jax.convert.load import load_clip, load_pointnet2
@@ -24,7 +25,9 @@ from gsclip_jax.method import Method, Params, Stage, Stats
 from gsclip_jax.pointnet2 import PointNet2Config
 from gsclip_jax.prompts import PromptConfig
 from gsclip_jax.sentences import start_from_sentences
-from gsclip_jax.tokenizer import load_tokenizer
+from gsclip_jax.tokenizer import Tokenizer, load_tokenizer
+
+METHODS = ("gsclip", "plain_clip", "surface_variation")
 
 
 class ConfigError(ValueError):
@@ -173,10 +176,10 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     Raises:
       ConfigError, or the converters' one-line errors.
     """
+    if config.method not in METHODS:
+        raise ConfigError(f"no method {config.method!r}{suggest(config.method, METHODS)} Known: {', '.join(METHODS)}")
     if config.method == "surface_variation":
         return SurfaceVariation(), {}, {}, {}
-    if config.method != "gsclip":
-        raise ConfigError(f"no method {config.method!r}{suggest(config.method, ('gsclip', 'surface_variation'))}")
     changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
     if config.clip.vv_blocks >= 0:
         changes["vv_blocks"] = config.clip.vv_blocks
@@ -201,6 +204,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
         switches=_switches(config),
     )  # fmt: skip
+    if config.method == "plain_clip":
+        return PlainClip(cfg, ensemble(_tokenizer(config, clip_cfg, tokenizer))), {"clip": clip}, {}, weights
     method = GsClip(cfg, stages(config))
     params, stats = jax.jit(method.init)(jax.random.key(config.seed))
     params["clip"] = clip
@@ -216,16 +221,24 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
 
 def _start(params: Params, clip_cfg: ClipConfig, config: ConfigDict, tokenizer: Path | None) -> Params:
     """The prompts of config.model.start in place of noise."""
-    source = config.clip.tokenizer or tokenizer
-    if source is None:
-        raise ConfigError("config.model.start needs the CLIP's tokenizer: name its file with config.clip.tokenizer, or set start=()")
-    words = load_tokenizer(source, context=clip_cfg.context)
+    words = _tokenizer(config, clip_cfg, tokenizer)
     if len(config.model.start) != 2:
         raise ConfigError("config.model.start takes two sentences, sound and defective, or none: ()")
     try:
         return start_from_sentences(params, clip_module(clip_cfg, params["clip"]), *map(words.encode, config.model.start))
     except ValueError as error:
         raise ConfigError(f"config.model.start: {error}") from None
+
+
+def _tokenizer(config: ConfigDict, clip_cfg: ClipConfig, found: Path | None) -> Tokenizer:
+    """config.clip.tokenizer, else the one beside the weights."""
+    source = config.clip.tokenizer or found
+    if source is None:
+        raise ConfigError(
+            f"no tokenizer lies beside {config.clip.name}, and sentences need one: name its file with config.clip.tokenizer "
+            "(or config.model.start=() for prompts without sentences)"
+        )
+    return load_tokenizer(source, context=clip_cfg.context, pad=clip_cfg.pad)
 
 
 def parameter_count(params: Params) -> dict[str, int]:

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     rows = tuple(
         Stage(
             name, {"clip": row.learning_rate, "head": row.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True,
-            warmup_steps=row.warmup_steps, weight_decay=c.weight_decay, clip_norm=1.0,
+            warmup_steps=row.warmup_steps, weight_decay=c.weight_decay, clip_norm=1.0, muon=row.muon,
         )
         for name, row in (("sight", config.sight), ("words", config.words))
     )  # fmt: skip

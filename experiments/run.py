@@ -248,6 +248,7 @@ def comparisons(config) -> dict:
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
+        "plain_clip": {"method": "plain_clip"},  # sentences and renderings, no learning
         "surface_variation": {"method": "surface_variation"},  # no learning
     }
     found = {}

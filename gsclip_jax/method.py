@@ -41,6 +41,7 @@ class Stage:
     cosine: bool = False  # decay to zero over the stage; the paper keeps the rate constant
     weight_decay: float = 0.0
     clip_norm: float = 0.0  # 0 = no clipping
+    muon: float = 0.0  # learning rate of the transformer blocks' matrices with Muon in place of Adam; 0 = Adam for all
 
 
 class Method(Protocol):

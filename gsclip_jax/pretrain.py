@@ -31,9 +31,10 @@ class ClipPretraining:
     between two twins is the defect alone.
 
     Batch: render, depth uint8 [B,H,W]; render_keep, depth_keep int32 [B,K] patches that are encoded (most of a view is empty);
-    render_mask, depth_mask float32 [B,K] defective share of each; render_sure, depth_sure float32 [B,K] how much each counts (what
-    cannot be told from the sound twin teaches little); view_sure float32 [2B] the same for whole views; caption int32 [2B,T] (renders first); pair int32 [N,2,T] sound
-    and damaged sentences, pair_of int32 [2B] which pair a view is held against; damaged int32 [2B].
+    render_mask, depth_mask float32 [B,K] defective share of each; render_sure, depth_sure float32 [B,K] how much each counts
+    (what cannot be told from the sound twin teaches little); view_sure float32 [2B] the same for whole views; caption int32
+    [2B,T] (renders first); pair int32 [N,2,T] sound and damaged sentences, pair_of int32 [2B] which pair a view is held against;
+    damaged int32 [2B].
     """
 
     def __init__(self, cfg: ClipConfig, stages: tuple[Stage, ...] = ()):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from gsclip_jax.checkpoint import Checkpoints
 from gsclip_jax.method import Method, Params, Stage, Stats
@@ -51,16 +52,38 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
 def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
     """Adam with one learning rate a group (the authors' Adam(0.5, 0.999), no schedule, unless the stage says otherwise)."""
 
+    def over_steps(rate: float):
+        if not stage.cosine:
+            return rate
+        return optax.warmup_cosine_decay_schedule(0.0, rate, max(stage.warmup_steps, 1), max(steps, stage.warmup_steps + 2))
+
     def adam(rate: float) -> optax.GradientTransformation:
-        if stage.cosine:
-            rate = optax.warmup_cosine_decay_schedule(0.0, rate, max(stage.warmup_steps, 1), max(steps, stage.warmup_steps + 2))
-        b1, b2 = stage.betas
+        rate, (b1, b2) = over_steps(rate), stage.betas
+        if stage.muon:
+            return optax.contrib.muon(
+                over_steps(stage.muon), weight_decay=stage.weight_decay, consistent_rms=0.2, adam_b1=b1, adam_b2=b2,
+                adam_learning_rate=rate, muon_weight_dimension_numbers=_block_matrices,
+            )  # fmt: skip
         if stage.weight_decay:
             return optax.adamw(rate, b1=b1, b2=b2, weight_decay=stage.weight_decay, mask=_matrices)
         return optax.adam(rate, b1=b1, b2=b2)
 
     grouped = optax.partition({group: adam(rate) for group, rate in stage.train.items()}, {g: g for g in stage.train})
     return optax.chain(optax.clip_by_global_norm(stage.clip_norm), grouped) if stage.clip_norm else grouped
+
+
+# Which axes of a block's kernels (clip_blocks; the first counts the layers) a matrix product sums over, and which it makes.
+_AXES = {"qkv_kernel": ((1,), (3, 4)), "out_kernel": ((1, 2), (3,)), "fc_kernel": ((1,), (2,)), "proj_kernel": ((1,), (2,))}
+
+
+def _block_matrices(params: Any) -> Any:
+    """MuonDimensionNumbers of the transformer blocks' kernels, None for everything else."""
+
+    def axes(path, _):
+        *above, last = (part.key for part in path)
+        return optax.contrib.MuonDimensionNumbers(*_AXES[last]) if "blocks" in above and last in _AXES else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _matrices(params: Any) -> Any:

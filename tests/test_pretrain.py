@@ -4,6 +4,7 @@ from itertools import islice
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments.captions import Captioner, make_tokenizer, vocabulary
@@ -23,6 +24,7 @@ from gsclip_jax.pretrain import (
     visible_change,
     whitening,
 )
+from gsclip_jax.train import fit, make_optimiser
 
 NAMES = ("gear", "bowl")
 CFG = ClipConfig(
@@ -57,6 +59,11 @@ def discs(count: int = 4, size: int = 32) -> dict:
         "defect": ["dent" if row % 2 else "good" for row in range(count)],
         "twin": twins(index),
     }
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 def batches(**changes):
@@ -169,6 +176,56 @@ def test_who_learns(stage, text_learns):
     largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
     assert largest(grad["clip"]["visual"]["blocks"]) > 0 and largest(grad["head"]) > 0
     assert (largest(grad["clip"]["text"]) > 0) == text_learns
+
+
+def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
+    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, betas=(0.9, 0.98), muon=5e-3)
+    params, _ = ClipPretraining(CFG, (stage,)).init(jax.random.key(0))
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    steps = {}
+    # Everything else takes Adam with Nesterov's momentum, as optax has it beside Muon.
+    for name, optimiser in (("muon", make_optimiser(stage, 10)), ("adam", optax.nadam(1e-3, 0.9, 0.98))):
+        steps[name] = optimiser.update(grads, optimiser.init(params), params)[0]
+    moved = 0
+    for (path, muon), adam in zip(
+        jax.tree_util.tree_leaves_with_path(steps["muon"]), jax.tree.leaves(steps["adam"]), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        if "blocks" not in name or "kernel" not in name:
+            np.testing.assert_allclose(muon, adam, rtol=1e-4, atol=1e-9, err_msg=name)
+            continue
+        moved += 1
+        for layer in np.asarray(muon):
+            if "qkv" in name:
+                matrices = layer.transpose(1, 0, 2, 3).reshape(3, layer.shape[0], -1)  # three matrices in one
+            else:
+                matrices = [layer.reshape(-1, layer.shape[-1])]
+            for matrix in matrices:
+                values = np.linalg.svd(matrix, compute_uv=False)
+                assert np.median(values) > 0.5 * values.max() and values.min() > 0.1 * values.max(), name  # next to orthogonal
+                rms = np.sqrt(np.square(matrix).mean())
+                assert 0.1 * 5e-3 < rms < 0.3 * 5e-3, name
+    assert moved == 8  # four kernels a block, two towers
+
+
+def test_an_interrupted_pretraining_continues(one_device, tmp_path):
+    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, cosine=True, warmup_steps=1, muon=5e-3, clip_norm=1.0)
+    method = ClipPretraining(CFG, (stage,))
+    start = lambda: method.init(jax.random.key(0))  # noqa: E731
+
+    def train(folder, stop=None):
+        def feed(first):
+            for number, batch in enumerate(batches(first=first), first):
+                if number == stop:
+                    raise KeyboardInterrupt
+                yield batch
+
+        return fit(method, stage, *start(), feed, 4, folder, mesh=one_device, seed=0, save_every_s=0)[0]
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", stop=2)
+    jax.tree.map(np.testing.assert_array_equal, train(tmp_path / "cut"), whole)
 
 
 def test_clouds_are_turned_and_labelled():

@@ -25,7 +25,7 @@ def get_config(preset: str | None = None):
         "text_width": 96, "text_layers": 3, "text_heads": 2, "vv_blocks": 3,
     })  # fmt: skip
     config.clip_stage = ConfigDict({"batch_size": 24, "keep": 40, "weight_decay": 0.05})
-    config.sight = ConfigDict({"steps": 8000, "learning_rate": 1e-3, "warmup_steps": 50})
-    config.words = ConfigDict({"steps": 1200, "learning_rate": 5e-4, "warmup_steps": 50})
+    config.sight = ConfigDict({"steps": 7000, "learning_rate": 1e-3, "muon": 6e-3, "warmup_steps": 50})
+    config.words = ConfigDict({"steps": 1000, "learning_rate": 5e-4, "muon": 2e-3, "warmup_steps": 50})
     config.point_stage = ConfigDict({"steps": 150, "batch_size": 8, "learning_rate": 2e-3})
     return config
