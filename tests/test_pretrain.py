@@ -202,7 +202,7 @@ def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
                 matrices = [layer.reshape(-1, layer.shape[-1])]
             for matrix in matrices:
                 values = np.linalg.svd(matrix, compute_uv=False)
-                assert np.median(values) > 0.5 * values.max() and values.min() > 0.1 * values.max(), name  # next to orthogonal
+                assert np.quantile(values, 0.2) > 0.4 * values.max(), name  # next to orthogonal; of a random matrix under 0.15
                 rms = np.sqrt(np.square(matrix).mean())
                 assert 0.1 * 5e-3 < rms < 0.3 * 5e-3, name
     assert moved == 8  # four kernels a block, two towers

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from scipy.stats import rankdata
 
 from data_pipelines.datasets import defects, fields, meshing, open_reader, solids, synthetic
@@ -115,17 +116,26 @@ def test_break_labels_the_fracture(sphere):
     assert below[labelled].max() > 0.05
 
 
-def test_bend_labels_what_moved():
+def test_bend_labels_where_it_turns():
     solid = fields.Solid(fields.box((0.9, 0.2, 0.2), 0.05), np.array([0.9, 0.2, 0.2]))
     mesh = meshing.mesh_field(*solid, 64)
     made = defects.apply("bend", solid, mesh, "easy", 0.5, np.random.default_rng(0), np.eye(3))
     moved = np.linalg.norm(made.mesh.vertices - mesh.vertices, axis=1)
     labelled = made.amount > defects.THRESHOLD
     assert moved.max() == pytest.approx(made.depth) and made.depth > 0.05
-    np.testing.assert_array_equal(labelled, moved > 0.05 * moved.max())
-    assert 0.05 < labelled.mean() < 0.4
+    assert 0.02 < labelled.mean() < 0.3
+
+    def rest_of_rigid_motion(chosen):
+        """Largest distance that the best rotation and shift of these vertices leaves."""
+        before, after = (m.vertices[chosen] - m.vertices[chosen].mean(0) for m in (mesh, made.mesh))
+        return np.linalg.norm(before @ Rotation.align_vectors(after, before)[0].as_matrix().T - after, axis=1).max()
+
+    beyond = ~labelled & (moved > 0.5 * moved.max())  # moved as one piece: sound
+    assert beyond.sum() > 50 and rest_of_rigid_motion(beyond) < 2e-3
+    assert rest_of_rigid_motion(labelled) > 1e-2
+    assert (moved < 1e-9).mean() > 0.5 and not labelled[moved < 1e-9].any()
     lengths = [np.linalg.norm(np.diff(m.vertices[m.faces[:, :2]], axis=1), axis=2) for m in (mesh, made.mesh)]
-    assert (lengths[1] / lengths[0]).max() < 2  # bent, not torn
+    assert (lengths[1] / lengths[0]).max() < 2.5  # bent, not torn
 
 
 @pytest.mark.parametrize("kind", ALL_DEFECTS)
