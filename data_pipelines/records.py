@@ -7,23 +7,22 @@ complete) and, while it is being made, `parts/` with one file per finished objec
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import importlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .datasets import READERS, DataError, Reader, Sample, open_reader
 from .datasets.base import near, no_defective
+from .locks import locked
 from .objects import BAD, Recipe, no_space, recipe_of, write_atomic
 from .workers import render_parts
 
@@ -184,16 +183,8 @@ def _key(name: str, reader: Reader, samples: list[Sample], recipe: Recipe) -> st
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, progress) -> Iterator[None]:
-    """One process at a time; the lock goes with its holder, however that ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"another process is preparing {folder.name}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(folder: Path, progress):
+    return locked(folder / ".lock", lambda: progress(f"another process is preparing {folder.name}; waiting for it"))
 
 
 def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str] | None) -> None:

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
+from data_pipelines.locks import locked
 from data_pipelines.records import RecordSet
 from experiments.build import ConfigError, build_model, index_rows, load_records, parameter_count, target, test_categories
 from experiments.export import save_model
@@ -150,9 +151,10 @@ class Run:
         name = hashlib.sha256(made_by.encode()).hexdigest()[:16]
         everything = lambda: eval_batches(records, categories=[category], batch_size=stage.batch_size)  # noqa: E731
         count = len(records.rows([category]))
-        store = store_features(
-            method, stage.name, params, stats, everything, count, Path(self.config.cache) / "features" / name, mesh=self.mesh
-        )
+        folder = Path(self.config.cache) / "features" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):  # runs of one sweep share what they have in common
+            store = store_features(method, stage.name, params, stats, everything, count, folder, mesh=self.mesh)
 
         def batches(first: int) -> Iterator[dict]:
             found = train_batches(

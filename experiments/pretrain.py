@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches
 from data_pipelines.records import RecordSet
-from experiments.build import load_records
+from experiments.build import ConfigError, load_records
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.clip import ClipConfig
+from gsclip_jax.convert.load import load_clip, load_pointnet2
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
 from gsclip_jax.pointnet2 import PointNet2Config
@@ -54,7 +55,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )  # fmt: skip
     method = ClipPretraining(clip_cfg, rows)
     params, stats = method.init(jax.random.key(config.seed))
-    params["clip"]["visual"]["patch_embed"] = jax.numpy.asarray(whitening(views, clip_cfg, config.seed))
+    started_from = None
+    if config.start:
+        params["clip"], started_from = _former(config.start, clip_cfg)
+    else:
+        params["clip"]["visual"]["patch_embed"] = jax.numpy.asarray(whitening(views, clip_cfg, config.seed))
     captioner = Captioner(tokenizer)
     for number, row in enumerate(rows):
         batches = lambda first, number=number: view_batches(  # noqa: E731
@@ -84,6 +89,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     category = np.array([kinds[name] for name in points["category"]])
     teacher = PointPretraining(net, row, len(kinds))
     start, stats = teacher.init(jax.random.key(config.seed + 1))
+    if config.start:
+        start["pointnet2"], stats["pointnet2"], _ = load_pointnet2(config.start, net)
     batches = lambda first: cloud_batches(  # noqa: E731
         points["xyz"], points["point_mask"], category, batch_size=p.batch_size, points=config.data.cloud_points,
         seed=config.seed, first=first,
@@ -100,11 +107,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "made_by": {
             "command": "python -m experiments.run --config pretrain.py",
             "config": json.loads(config.to_json_best_effort()),
+            "started_from": started_from,
         },
     }
     sha256 = save_params(out, jax.device_get(tree), config=about, dtype="float16")
     (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
     print(f"wrote {out} ({(out / 'params.safetensors').stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]})")
+
+
+def _former(path: str, cfg: ClipConfig) -> tuple[dict, str]:
+    """The CLIP of an earlier pretraining, to go on from, and the SHA-256 of its parameters.
+
+    Raises:
+      ConfigError: it has other sizes or another vocabulary.
+    """
+    former, params, _, sha256 = load_clip(path)
+    if former != cfg:
+        ours, theirs = cfg.to_json(), former.to_json()
+        differing = ", ".join(f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if ours[k] != theirs[k])
+        raise ConfigError(f"config.start={path}: a CLIP of another shape ({differing})")
+    return params, sha256
 
 
 def _load(sets: list[RecordSet], fields: tuple[str, ...]) -> dict:

@@ -49,7 +49,7 @@ def join(runs: dict[str, dict]) -> dict:
     names = list(dict.fromkeys(name for found in runs.values() for name in found["categories"]))
     tables = {name: [found["categories"][name] for found in runs.values() if name in found["categories"]] for name in names}
     return {
-        **{key: first[key] for key in ("dataset", "preset", "variant", "seed", "versions")},
+        **{key: first[key] for key in ("dataset", "trained_on", "preset", "variant", "method", "seed", "versions")},
         "auxiliary": list(runs),
         "categories": {name: evaluate.mean(dict(enumerate(rows))) for name, rows in tables.items()},
         "runs": {name: found["mean"] for name, found in runs.items()},

@@ -16,7 +16,7 @@ def row(value: float) -> dict:
 
 
 def test_means_are_over_runs_and_over_the_runs_that_evaluate_a_category():
-    same = {"dataset": "d", "preset": "", "variant": "paper", "seed": 0, "versions": {}}
+    same = {"dataset": "d", "trained_on": "d", "method": "gsclip", "preset": "", "variant": "paper", "seed": 0, "versions": {}}
     runs = {
         "a": {**same, "categories": {"b": row(0.2), "c": row(0.4)}, "mean": row(0.3)},
         "b": {**same, "categories": {"a": row(0.9), "c": row(0.6)}, "mean": row(0.75)},

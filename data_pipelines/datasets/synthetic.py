@@ -10,7 +10,8 @@ DIR/manifest.json                      settings and, for every object, defect, c
 
 Nothing but the defect tells the classes apart: every number has its own dimensions, pose, warp, scale, point count and
 range noise, which its good and its defective object share (a matched design: such quantities have one distribution in both
-classes); clouds are sampled anew from the deformed surface. Noise varies over the surface, as it does in real scans.
+classes); clouds are sampled anew from the deformed surface. Most objects carry sound relief (`finish.py`), so that a
+defect is not the only fine detail. Noise varies over the surface, as it does in real scans.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ import numpy as np
 from data_pipelines.datasets import defects as kinds
 from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD, waves
 from data_pipelines.datasets.fields import about
+from data_pipelines.datasets.finish import finish
 from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, sample_surface
 from data_pipelines.datasets.solids import GENERATORS, SETS, solid
 
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
-FORMAT = 3  # raised when the same seed makes other objects
+FORMAT = 4  # raised when the same seed makes other objects
 _UPRIGHT = (
     about("y", 25) @ about("z", 35) @ about("x", -65)
 )  # oblique, so that a ring of cameras about x sees every side
@@ -55,7 +57,7 @@ def make_object(
     shape_rng = np.random.default_rng(np.random.SeedSequence((*root, 0)))
     pair_rng = np.random.default_rng(np.random.SeedSequence((*root, 2)))
     kind_rng = np.random.default_rng(np.random.SeedSequence((*root, 1, zlib.crc32(defect.encode()))))
-    body = solid(category, shape_rng)
+    body = finish(solid(category, shape_rng), np.random.default_rng(np.random.SeedSequence((*root, 3))))
     mesh = mesh_field(*body, fitting_resolution(*body))
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))

@@ -18,6 +18,7 @@ def get_config(preset: str | None = None):
     config = common.embedded()
     config.task = "pretrain"
     config.out = "gsclip_jax/assets/mini"
+    config.start = ""  # weights of an earlier pretraining to go on from; "" = from nothing
     config.data.train_category = ""
     config.data.synthetic.update({"set": "pretrain", "good": 18, "defective": 18, "seed": 7})
     config.mini = ConfigDict({  # sizes of the small CLIP
