@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.records import RecordSet, prepare
 from experiments.configs.common import suggest
 from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
+from gsclip_jax.baselines.pointad import WORDS, PointAd
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
 from gsclip_jax.clip import ClipConfig, clip_module, init_clip
 from gsclip_jax.convert.load import load_clip, load_pointnet2
@@ -27,7 +28,7 @@ from gsclip_jax.prompts import PromptConfig
 from gsclip_jax.sentences import start_from_sentences
 from gsclip_jax.tokenizer import Tokenizer, load_tokenizer
 
-METHODS = ("gsclip", "plain_clip", "surface_variation")
+METHODS = ("gsclip", "pointad", "plain_clip", "surface_variation")
 
 
 class ConfigError(ValueError):
@@ -111,6 +112,8 @@ def target(config: ConfigDict) -> ConfigDict:
     other = config.copy_and_resolve_references()
     other.data = paper(name).data
     kept = ("image_size", "window", "points", "cloud_points", "views", "neighbours", "sample_seed")
+    if not config.preset:  # the embedded CLIP has learned from pictures that look like this
+        kept += ("cameras", "back_off", "zoom", "point_size", "point_sizes")
     other.data.update({key: config.data[key] for key in kept})
     other.data.update({"root": config.target.root, "train_category": "", "categories": config.target.categories})
     return other
@@ -206,6 +209,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     )  # fmt: skip
     if config.method == "plain_clip":
         return PlainClip(cfg, ensemble(_tokenizer(config, clip_cfg, tokenizer))), {"clip": clip}, {}, weights
+    if config.method == "pointad":
+        return *_pointad(cfg, config, clip, tokenizer), weights
     method = GsClip(cfg, stages(config))
     params, stats = jax.jit(method.init)(jax.random.key(config.seed))
     params["clip"] = clip
@@ -217,6 +222,15 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     if p.weights:
         params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(p.weights, net)
     return method, params, stats, weights
+
+
+def _pointad(cfg: GsClipConfig, config: ConfigDict, clip: Params, tokenizer: Path | None) -> tuple[Method, Params, Stats]:
+    """PointAD with the CLIP in its parameters; its prompts start as noise, as published."""
+    words, one = _tokenizer(config, cfg.clip, tokenizer), config.stage1
+    stage = Stage("stage1", {"prompts": one.learning_rate}, ("clip",), one.epochs, one.batch_size)
+    method = PointAd(cfg, stage, tuple(words.encode(text) for text in WORDS))
+    params, stats = method.init(jax.random.key(config.seed))
+    return method, {**params, "clip": clip}, stats
 
 
 def _start(params: Params, clip_cfg: ClipConfig, config: ConfigDict, tokenizer: Path | None) -> Params:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,14 +22,24 @@ USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; every expected failure is one line on standard error."""
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        config, workdir = parse(sys.argv[1:] if arguments is None else arguments)
-        if arguments is None:  # a program of its own: JAX has not started yet
+    arguments_given = arguments is not None
+
+    def whole() -> None:
+        config, workdir = parse(arguments if arguments_given else sys.argv[1:])
+        if not arguments_given:  # a program of its own: JAX has not started yet
             import jax
 
             jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
         run(config, workdir)
+
+    return guarded(whole)
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """The exit status of `work`, with every expected failure as one line on standard error."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return work() or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where this one was", file=sys.stderr)
         return 130
@@ -43,7 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
         hint = "; free some space and run the same command again" if error.errno == 28 else ""
         print(f"error: {error.strerror or error}{': ' + str(error.filename) if error.filename else ''}{hint}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _stop(*_):
@@ -92,6 +102,24 @@ def _configurations() -> list[str]:
     return sorted(p.relative_to(CONFIGS).as_posix() for p in files)
 
 
+def find_config(path: str) -> Path:
+    """The configuration file of that name: as given, or in experiments/configs, with or without `.py`.
+
+    Raises:
+      ConfigError: no such file.
+    """
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
+
+    file = Path(path) if Path(path).is_file() else CONFIGS / path
+    if not file.suffix:
+        file = file.with_suffix(".py")
+    if not file.is_file():
+        known = _configurations()
+        raise ConfigError(f"no configuration {path!r}{suggest(path, known)} Known: {', '.join(known)}")
+    return file
+
+
 def load_config(name: str):
     """The configuration of `file.py[:preset]`; bare names resolve to experiments/configs.
 
@@ -99,15 +127,9 @@ def load_config(name: str):
       ConfigError: no such file or preset.
     """
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
 
     path, _, preset = name.partition(":")
-    file = Path(path) if Path(path).is_file() else CONFIGS / path
-    if not file.suffix:
-        file = file.with_suffix(".py")
-    if not file.is_file():
-        known = _configurations()
-        raise ConfigError(f"no configuration {path!r}{suggest(path, known)} Known: {', '.join(known)}")
+    file = find_config(path)
     spec = importlib.util.spec_from_file_location(f"gsclip_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -248,6 +270,7 @@ def comparisons(config) -> dict:
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
+        "pointad": {"method": "pointad"},  # learned prompts, render stream alone
         "plain_clip": {"method": "plain_clip"},  # sentences and renderings, no learning
         "surface_variation": {"method": "surface_variation"},  # no learning
     }
