@@ -1,0 +1,31 @@
+"""The benchmark on the embedded test categories: every method at three difficulties.
+
+    python -m experiments.sweep --config sweeps/zero_shot.py
+"""
+
+from experiments.configs import stage2
+
+METHODS = {
+    "surface-variation": {"method": "surface_variation"},  # geometry alone, nothing learned
+    "plain-clip": {"method": "plain_clip"},  # sentences and renderings, nothing learned on the auxiliary category
+    "pointad": {"method": "pointad"},  # learned prompts, render stream
+    "gsclip-released": {"variant": "released", "model.start": (), "model.srm_residual": False},
+    "gsclip-paper": {"model.start": (), "model.srm_residual": False},
+    "gsclip": {},  # the embedded default: the paper's, started from sentences and from the mean of the streams
+}
+
+
+def get_config(preset: str | None = None):
+    if preset:
+        raise ValueError(f"zero_shot.py has no presets, got {preset!r}")
+    config = stage2.get_config()
+    config.eval.pictures = 0
+    return config
+
+
+def rows(config) -> dict[str, dict]:
+    return {
+        f"{difficulty}-{name}": {"data.synthetic.difficulty": difficulty, **values}
+        for difficulty in ("easy", "middle", "hard")
+        for name, values in METHODS.items()
+    }

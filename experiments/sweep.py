@@ -1,0 +1,294 @@
+"""python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] [--config.section.key=value ...]
+    [--seeds 0,1,2] [--jobs N] [--row I] [--list] [--slurm key=value,...]
+
+Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted continues.
+A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another machine, a SLURM
+array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit.
+
+A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.workers import span
+
+SEEDS = (0, 1, 2)
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a sweep."""
+
+    number: int
+    name: str  # of the grid's row, without the seed
+    config: ConfigDict
+    workdir: Path
+
+    @property
+    def label(self) -> str:
+        return self.workdir.name
+
+    def results(self) -> dict | None:
+        path = self.workdir / "results.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, workdir: Path | None) -> list[Row]:
+    """All runs of the sweep file `name` (`file.py[:preset]`), seed by seed.
+
+    Args:
+      changes: keys and values of the command line, for every row; a row's own values come after them.
+      seeds: None for those of the embedded default (SEEDS), or the preset's own one.
+
+    Raises:
+      ConfigError: no such file, preset or key, a file without rows, two seeds alike.
+    """
+    from experiments.build import ConfigError
+    from experiments.run import load_config, set_key
+
+    base, module = load_config(name), _module(name)
+    if not hasattr(module, "rows"):
+        raise ConfigError(f"{name} is no sweep: it has no rows(config); run it with experiments.run, or see configs/sweeps/")
+    for key, value in changes:
+        set_key(base, key, value)
+    if seeds is None:
+        seeds = [base.seed] if base.preset else list(SEEDS)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {','.join(map(str, seeds))}: name each once, one at least")
+    stem = name.partition(":")[0].removesuffix(".py").rpartition("/")[2]
+    folder = workdir or Path("runs") / f"sweep-{stem}{'-' + base.preset if base.preset else ''}"
+    found = []
+    for seed in seeds:
+        for row, values in module.rows(base).items():
+            config = base.copy_and_resolve_references()
+            config.seed, config.compare = seed, ()
+            apply(config, values)
+            found.append(Row(len(found), row, config, folder / f"{row}-s{seed}"))
+    return found
+
+
+def _module(name: str):
+    from experiments.run import find_config
+
+    path = find_config(name.partition(":")[0])
+    spec = importlib.util.spec_from_file_location(f"gsclip_sweep_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """config.a.b = value for every "a.b" of a row.
+
+    Raises:
+      ConfigError: no such key (with the nearest).
+    """
+    from experiments.build import ConfigError
+    from experiments.configs.common import suggest
+
+    for key, value in values.items():
+        *path, last = key.split(".")
+        place = config
+        for part in path:
+            place = place.get(part) if hasattr(place, "get") else None
+        if not hasattr(place, "keys") or (last not in place and len(place)):
+            known = place.keys() if hasattr(place, "keys") else config.keys()
+            raise ConfigError(f"the sweep changes config.{key}, which is no key{suggest(last, known)} Known: {', '.join(known)}")
+        with place.unlocked(), place.ignore_type():
+            place[last] = value
+
+
+def line(row: Row, seconds: float | None = None) -> str:
+    """What a finished row found, in one line."""
+    mean = row.results()["mean"]
+    shown = "  ".join(
+        f"{title} {'-' if mean.get(key) is None else f'{100 * mean[key]:.1f}'}"
+        for key, title in (("o_auroc", "O-AUROC"), ("p_auroc", "P-AUROC"), ("p_pro", "P-PRO"))
+    )
+    return f"{row.label}: {shown}" + ("" if seconds is None else f"  ({span(seconds)})")
+
+
+def run_row(row: Row) -> int:
+    """Runs one row in this process. Returns its exit status."""
+    from experiments.run import guarded, run
+
+    return guarded(lambda: run(row.config, row.workdir))
+
+
+def run_rows(rows: list[Row], command: list[str], jobs: int) -> list[Row]:
+    """Runs what is missing in processes of its own, `jobs` at a time; a line for each. Returns those that failed."""
+    left = [row for row in rows if row.results() is None]
+    for row in rows:
+        if row not in left:
+            print(line(row) + "  (was there)", flush=True)
+    began, failed = time.monotonic(), []
+
+    def one(row: Row) -> tuple[Row, int, float]:
+        start = time.monotonic()
+        row.workdir.mkdir(parents=True, exist_ok=True)
+        with (row.workdir / LOG).open("ab") as log:
+            child = subprocess.Popen([*command, "--row", str(row.number)], stdout=log, stderr=subprocess.STDOUT)
+            children.append(child)
+            return row, child.wait(), time.monotonic() - start
+
+    children: list[subprocess.Popen] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = [pool.submit(one, row) for row in left]
+        for done, future in enumerate(as_completed(futures), 1):
+            row, status, seconds = future.result()
+            remaining = (time.monotonic() - began) / done * (len(left) - done)
+            note = f", {span(remaining)} left" if done < len(left) else ""
+            if status or row.results() is None:
+                failed.append(row)
+                print(f"[{done}/{len(left)}{note}] {row.label}: FAILED, status {status}: {last_words(row)}", flush=True)
+            else:
+                print(f"[{done}/{len(left)}{note}] {line(row, seconds)}", flush=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.terminate()  # they keep their checkpoints
+        raise
+    finally:
+        pool.shutdown(wait=True)
+    return failed
+
+
+def last_words(row: Row) -> str:
+    """The last line of a row's log."""
+    lines = [text for text in (row.workdir / LOG).read_text(errors="replace").splitlines() if text.strip()]
+    return lines[-1] if lines else "nothing in its log"
+
+
+def submit(rows: list[Row], command: list[str], options: dict[str, Any], folder: Path) -> list[str]:
+    """Submits the rows that are not complete as one array of jobs; returns their ids.
+
+    Raises:
+      ConfigError: submitit is not installed, or does not know an option.
+    """
+    from experiments.build import ConfigError
+
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError("--slurm needs submitit: pip install -r requirements-slurm.txt") from None
+    cluster = options.pop("cluster", "slurm")
+    executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster=cluster)
+    try:
+        executor.update_parameters(name=folder.name, **{k if k in _COMMON else f"slurm_{k}": v for k, v in options.items()})
+    except (NameError, ValueError, TypeError, AssertionError) as error:  # how submitit refuses
+        raise ConfigError(f"--slurm: {error}") from None
+    left = [row for row in rows if row.results() is None]
+    jobs = executor.map_array(subprocess.check_call, [[*command, "--row", str(row.number)] for row in left])
+    return [job.job_id for job in jobs]
+
+
+_COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")  # submitit's own names
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when every row asked for is complete."""
+    from experiments.run import guarded
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    from experiments.build import ConfigError
+
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="a file of configs/sweeps, or your own")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/sweep-NAME")
+    parser.add_argument("--seeds", metavar="A,B", help="default 0,1,2; with a preset, its own seed")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at the same time on this machine (default 1)")
+    parser.add_argument("--row", type=int, metavar="I", help="run this row alone, here")
+    parser.add_argument("--list", action="store_true", help="print the rows and what is there of them")
+    parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="submit an array through submitit with these parameters")
+    options, rest = parser.parse_known_args(arguments)
+    changes = []
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise ConfigError(f"unknown option {word!r}; --help lists them all, values are given as --config.key=value")
+        changes.append((key.removeprefix("--config."), value))
+    try:
+        seeds = [int(word) for word in options.seeds.split(",")] if options.seeds is not None else None
+    except ValueError:
+        raise ConfigError(f"--seeds {options.seeds!r}: whole numbers with commas between") from None
+    rows = expand(options.config, changes, seeds, options.workdir)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: one at least")
+    if options.row is not None and not 0 <= options.row < len(rows):
+        raise ConfigError(f"--row {options.row}: the sweep has rows 0 to {len(rows) - 1}")
+    if options.list:
+        for row in rows:
+            print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
+        return 0
+    if options.row is not None:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", rows[options.row].config.mesh.cpu_devices)
+        return run_row(rows[options.row])
+    folder = rows[0].workdir.parent
+    command = [sys.executable, "-m", "experiments.sweep", *_without(arguments, ("--jobs", "--slurm"))]
+    if options.slurm is not None:
+        ids = submit(rows, command, _options(options.slurm), folder)
+        print(f"submitted {len(ids)} jobs: {', '.join(ids)}" if ids else "every row is complete")
+        return 0
+    failed = run_rows(rows, command, options.jobs)
+    if failed:
+        names = ", ".join(row.label for row in failed)
+        print(f"{len(failed)} of {len(rows)} rows failed: {names}; logs: {folder}/ROW/{LOG}; the same command runs them again",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    print(f"all {len(rows)} rows are complete: python -m experiments.tables {folder}")
+    return 0
+
+
+def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """The command line without the options `names` and their values."""
+    kept, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept
+
+
+def _options(text: str) -> dict[str, Any]:
+    from experiments.build import ConfigError
+
+    found: dict[str, Any] = {}
+    for word in filter(None, text.split(",")):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--slurm {word!r} is not of the form key=value")
+        found[key] = int(value) if value.isdigit() else value
+    return found
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    sys.exit(main())

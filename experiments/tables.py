@@ -1,0 +1,215 @@
+"""python -m experiments.tables WORKDIR... [--out DIR]
+
+Tables of finished runs, beside the published numbers: OUT/table.md, table.csv and table.html (default: OUT is the first WORKDIR).
+A WORKDIR is a run, a protocol run (mean over auxiliary categories) or the folder of a sweep. Runs that differ in the seed alone are
+one row: mean and standard deviation over the seeds. Every row says which protocol it follows; only like is compared with like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import html
+import io
+import json
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.published import METHODS, METRICS, MODULES, ROWS
+
+TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
+SINGLE = "one auxiliary category"
+
+
+@dataclass
+class Entry:
+    """One row of the table: the runs of a name, one for each seed."""
+
+    name: str
+    runs: list[dict]
+
+    @property
+    def protocol(self) -> str:
+        first = self.runs[0]
+        if first.get("trained_on", first["dataset"]) != first["dataset"]:
+            return f"cross, trained on {first['trained_on']}"
+        if "auxiliary" in first:
+            return f"one-vs-rest, mean over {len(first['auxiliary'])} auxiliary categories"
+        return f"{SINGLE} ({first['train_category']})"
+
+    @property
+    def published_protocol(self) -> str | None:
+        """The published protocol that this is, if any."""
+        first = self.runs[0]
+        if len(first.get("auxiliary", ())) != 3 or not first["preset"]:
+            return None
+        if first["trained_on"] != first["dataset"]:
+            return "cross" if first["trained_on"] == "mvtec3d" else None
+        return "one-vs-rest"
+
+    def value(self, metric: str) -> tuple[float, float | None] | None:
+        """Mean and standard deviation over the seeds, per cent; None where the metric is undefined."""
+        found = [100 * run["mean"][metric] for run in self.runs if run["mean"].get(metric) is not None]
+        if not found:
+            return None
+        return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+
+    def published(self) -> tuple[tuple[float | None, ...], str] | None:
+        """The published values of the same method, data set and protocol, and where they come from."""
+        first = self.runs[0]
+        if first["dataset"] == "mvtec3d" and self.published_protocol and self.name in MODULES:
+            return MODULES[self.name], "GS-CLIP's ablation on MVTec3D-AD (digest)"
+        for row in ROWS:
+            same = row.method == METHODS.get(first.get("method", "gsclip")) and row.dataset == first["dataset"]
+            if same and row.protocol == self.published_protocol:
+                return row.values, f"{row.method}, {row.protocol} ({row.source})"
+        return None
+
+
+def collect(folders: list[Path]) -> list[Entry]:
+    """The rows of the folders' runs, in their order.
+
+    Raises:
+      ValueError: a folder without results, or one that is not there.
+    """
+    entries: dict[tuple, Entry] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        files = [folder / "results.json"] if (folder / "results.json").exists() else sorted(
+            folder.glob("*/results.json"), key=lambda p: (p.stat().st_mtime, p))  # fmt: skip
+        if not files:
+            raise ValueError(f"{folder} holds no results.json, nor do the folders in it: run experiments.run or experiments.sweep first")
+        for file in files:
+            run = json.loads(file.read_text())
+            name = re.sub(r"-s\d+$", "", file.parent.name)
+            key = (file.parent.parent, name, run["dataset"], run.get("train_category"), run.get("variant"), run.get("method"))
+            entries.setdefault(key, Entry(name, [])).runs.append(run)
+    return list(entries.values())
+
+
+def show(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value[0]:.1f}" + ("" if value[1] is None else f" ± {value[1]:.1f}")
+
+
+def header(entries: list[Entry]) -> list[str]:
+    names = ["row", "data set", "protocol", "seeds", *TITLES.values()]
+    if any(entry.published() for entry in entries):
+        names += [f"{title} published (ours less it)" for title in TITLES.values()] + ["published by"]
+    return names
+
+
+def cells(entries: list[Entry]) -> list[list[str]]:
+    """The table's text, row by row, without the header."""
+    beside, rows = any(entry.published() for entry in entries), []
+    for entry in entries:
+        first, values = entry.runs[0], [entry.value(metric) for metric in METRICS]
+        row = [entry.name, first["dataset"], entry.protocol, str(len(entry.runs)), *map(show, values)]
+        if beside:
+            given, source = entry.published() or ((None,) * 4, "-")
+            row += [
+                "-" if old is None else f"{old:.1f}" + ("" if new is None else f" ({new[0] - old:+.1f})")
+                for old, new in zip(given, values, strict=True)
+            ] + [source]
+        rows.append(row)
+    return rows
+
+
+def markdown(entries: list[Entry]) -> str:
+    rows = [header(entries), ["---"] * len(header(entries)), *cells(entries)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def write_csv(entries: list[Entry], path: Path) -> None:
+    """A line for each run, category and metric: for those who make their own tables."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["row", "dataset", "protocol", "variant", "method", "seed", "category", *METRICS])
+        for entry in entries:
+            for run in entry.runs:
+                for name, values in [*run["categories"].items(), ("mean", run["mean"])]:
+                    numbers = ["" if values.get(m) is None else f"{values[m]:.6f}" for m in METRICS]
+                    about = [run["dataset"], entry.protocol, run["variant"], run.get("method", "gsclip"), run["seed"], name]
+                    out.writerow([entry.name, *about, *numbers])
+
+
+def plot(entries: list[Entry]) -> bytes:
+    """PNG: a panel for each metric, a dot for each row, its seeds' spread as a bar, the published value as a ring."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.2 + 0.32 * len(entries)), layout="constrained")
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    for panel, (number, metric) in zip(panels, enumerate(METRICS), strict=True):
+        for y, entry in enumerate(entries):
+            value, given = entry.value(metric), entry.published()
+            if value:
+                panel.errorbar(value[0], y, xerr=value[1] or 0, fmt="o", color="#1f5fa8", capsize=3)
+            if given and given[0][number] is not None:
+                panel.plot(given[0][number], y, "o", mfc="none", mec="#c2571a", ms=9)
+        panel.set_title(TITLES[metric], fontsize=10)
+        panel.grid(axis="x", color="#ddd")
+        panel.set_axisbelow(True)
+    panels[0].set_yticks(range(len(entries)), [entry.name for entry in entries])
+    panels[0].invert_yaxis()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def page(entries: list[Entry]) -> str:
+    from experiments.report import STYLE
+
+    table = lambda rows, tag: "".join(  # noqa: E731
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>" for row in rows
+    )
+    picture = base64.b64encode(plot(entries)).decode()
+    rings = " Rings: published values." if any(entry.published() for entry in entries) else ""
+    return (
+        f"<!doctype html><meta charset=utf-8><title>GS-CLIP runs</title><style>{STYLE}body{{max-width:1400px}}</style>"
+        "<h1>Runs</h1><p>Per cent, mean over the test categories; with several seeds, mean ± standard deviation over them. "
+        f"A published number stands beside a row of the same method, data set and protocol, nowhere else.{rings}</p>"
+        f'<img alt="the table as dots" src="data:image/png;base64,{picture}">'
+        f"<table>{table([header(entries)], 'th')}{table(cells(entries), 'td')}</table>"
+    )
+
+
+def write(folders: list[Path], out: Path) -> str:
+    """Writes the three files into `out`; returns the markdown.
+
+    Raises:
+      ValueError: of `collect`.
+    """
+    entries = collect(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    text = markdown(entries)
+    (out / "table.md").write_text(text)
+    write_csv(entries, out / "table.csv")
+    (out / "table.html").write_text(page(entries))
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status; expected failures are one line on standard error."""
+    from experiments.run import guarded
+
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[1])
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first WORKDIR")
+    options = parser.parse_args(arguments)
+
+    def work() -> None:
+        out = options.out or options.workdirs[0]
+        print(write(options.workdirs, out))
+        print(f"wrote {out / 'table.md'}, table.csv, table.html")
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
