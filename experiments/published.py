@@ -1,8 +1,8 @@
 """Published results, as data: what a table shows beside ours.
 
-Mean over test categories, per cent; O-AUROC, O-AP, P-AUROC, P-PRO, None where not public. Protocols: "one-vs-rest", trained on one
-category of the data set and tested on the others, mean over three auxiliary categories; "cross", trained on MVTec3D-AD. Sources:
-"digest", summaries of the GS-CLIP paper; "authors", a paper's own tables or logs; "other", another paper's table.
+Mean over test categories, per cent; O-AUROC, O-AP, P-AUROC, P-PRO, None where not public. Protocols: "one-vs-rest", trained
+on one category of the data set and tested on the others, mean over three auxiliary categories; "cross", trained on MVTec3D-AD.
+Sources: "digest", summaries of the GS-CLIP paper; "authors", a paper's own tables or logs; "other", another paper's table.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] [--config.section.key=value ...]
     [--seeds 0,1,2] [--jobs N] [--row I] [--list] [--slurm key=value,...]
 
-Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted continues.
-A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another machine, a SLURM
-array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit.
+Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted
+continues. A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another
+machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit.
 
-A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change in it.
+A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change
+in it (`config` has the seed already, for rows that do not depend on it).
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     folder = workdir or Path("runs") / f"sweep-{stem}{'-' + base.preset if base.preset else ''}"
     found = []
     for seed in seeds:
+        base.seed, base.compare = seed, ()
         for row, values in module.rows(base).items():
             config = base.copy_and_resolve_references()
-            config.seed, config.compare = seed, ()
             apply(config, values)
             found.append(Row(len(found), row, config, folder / f"{row}-s{seed}"))
     return found

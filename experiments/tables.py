@@ -1,8 +1,8 @@
 """python -m experiments.tables WORKDIR... [--out DIR]
 
 Tables of finished runs, beside the published numbers: OUT/table.md, table.csv and table.html (default: OUT is the first WORKDIR).
-A WORKDIR is a run, a protocol run (mean over auxiliary categories) or the folder of a sweep. Runs that differ in the seed alone are
-one row: mean and standard deviation over the seeds. Every row says which protocol it follows; only like is compared with like.
+A WORKDIR is a run, a protocol run (mean over auxiliary categories) or the folder of a sweep. Runs that differ in the seed alone
+are one row: mean and standard deviation over the seeds. Every row says which protocol it follows; like is compared with like.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def collect(folders: list[Path]) -> list[Entry]:
         files = [folder / "results.json"] if (folder / "results.json").exists() else sorted(
             folder.glob("*/results.json"), key=lambda p: (p.stat().st_mtime, p))  # fmt: skip
         if not files:
-            raise ValueError(f"{folder} holds no results.json, nor do the folders in it: run experiments.run or experiments.sweep first")
+            raise ValueError(f"{folder} holds no results.json, nor do the folders in it: run experiments.run or .sweep first")
         for file in files:
             run = json.loads(file.read_text())
             name = re.sub(r"-s\d+$", "", file.parent.name)

@@ -1,7 +1,7 @@
 """Sound detail that makers leave on a surface: turned grooves, knurled bands, grips of bars, fields of studs.
 
-Without it a defect would be the only fine relief on most solids, and any measure of local roughness would find it. The detail is part
-of the body: an object and its defective twin carry the same, and a break cuts through it.
+Without it a defect would be the only fine relief on most solids, and any measure of local roughness would find it. The detail
+is part of the body: an object and its defective twin carry the same, and a break cuts through it.
 """
 
 from __future__ import annotations

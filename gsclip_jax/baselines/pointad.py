@@ -1,7 +1,7 @@
 """PointAD (Zhou et al., NeurIPS 2024): GS-CLIP without geometry in its prompts and without a depth stream.
 
 Learned contexts and deep prompts in front of the fixed words 'object' and 'damaged object', render stream alone, one stage of
-training on the views' and the lifted points' losses. Without them GS-CLIP is this method (method.md), so everything else is its code.
+training on the losses of views and lifted points. Everything else is GS-CLIP's code.
 """
 
 from __future__ import annotations

@@ -14,4 +14,8 @@ def get_config(preset: str | None = None):
 
 
 def rows(config) -> dict[str, dict]:
-    return {f"real-{name}": values for name, values in zero_shot.METHODS.items()}
+    return {
+        f"real-{name}": values
+        for name, values in zero_shot.METHODS.items()
+        if config.seed == 0 or name not in zero_shot.UNTRAINED
+    }
