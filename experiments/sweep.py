@@ -207,11 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 when every row asked for is complete."""
     from experiments.run import guarded
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return guarded(lambda: _main(arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _main(given, own_process=arguments is None))
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], own_process: bool) -> int:
     from experiments.build import ConfigError
 
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
@@ -244,9 +244,10 @@ def _main(arguments: list[str]) -> int:
             print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
         return 0
     if options.row is not None:
-        import jax
+        if own_process:  # JAX has not started yet
+            import jax
 
-        jax.config.update("jax_num_cpu_devices", rows[options.row].config.mesh.cpu_devices)
+            jax.config.update("jax_num_cpu_devices", rows[options.row].config.mesh.cpu_devices)
         return run_row(rows[options.row])
     folder = rows[0].workdir.parent
     command = [sys.executable, "-m", "experiments.sweep", *_without(arguments, ("--jobs", "--slurm"))]

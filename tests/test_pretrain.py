@@ -1,5 +1,6 @@
 """Pretraining of the embedded models: what the batches show, and which parameters learn from them."""
 
+import dataclasses
 from itertools import islice
 
 import jax
@@ -7,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import pretrain
+from experiments.build import ConfigError
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
+from gsclip_jax.convert.load import load_clip
 from gsclip_jax.method import Stage
 from gsclip_jax.pretrain import (
     DOUBT,
@@ -284,3 +288,12 @@ def test_what_cannot_be_seen_counts_little():
     moved[0, 0] += [3, -3]
     assert patch_loss(logits, share, doubted) == patch_loss(moved, share, doubted)  # no weight, no influence
     assert patch_loss(logits, share, certain) != patch_loss(moved, share, certain)
+
+
+def test_going_on_from_former_weights_takes_them_or_says_what_differs():
+    cfg, params, _, sha256 = load_clip("mini")
+    found, started_from = pretrain._former("mini", cfg)
+    assert started_from == sha256
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    with pytest.raises(ConfigError, match=f"patch {cfg.patch} there, 7 here"):
+        pretrain._former("mini", dataclasses.replace(cfg, patch=7))

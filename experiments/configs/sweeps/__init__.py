@@ -1,4 +1,4 @@
-"""Grids of runs: `get_config(preset)` is what the rows have in common, `rows(config)` what each changes (experiments/sweep.py)."""
+"""Grids of runs: `get_config(preset)` is what the rows share, `rows(config)` what each changes (experiments/sweep.py)."""
 
 from experiments.configs import protocol, stage2
 
