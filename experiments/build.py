@@ -78,12 +78,14 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
         if name not in everything:
             raise ConfigError(f"no embedded category {name!r}{suggest(name, everything)} Known: {', '.join(everything)}")
     names = [name for name in (config.data.categories or synthetic.SETS[made["set"]]) if name != train]
-    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "workers": workers}
+    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
+              "workers": workers}  # fmt: skip
     progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
     parts = [(names, made.good, made.defective)] + ([([train], made.train_good, made.train_defective)] if train else [])
     folders = {}
     for wanted, good, defective in parts:
         recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
+        recipe += f"-relief{made.relief:g}" if made.relief else ""
         folder = cache.absolute() / "scans" / f"solids-{recipe}"
         synthetic.write(folder, categories=wanted, good=good, defective=defective, **common)
         folders.update({name: folder / name for name in wanted})

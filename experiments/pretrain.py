@@ -95,9 +95,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         points["xyz"], points["point_mask"], category, batch_size=p.batch_size, points=config.data.cloud_points,
         seed=config.seed, first=first,
     )  # fmt: skip
-    start, stats = fit(
-        teacher, row, start, stats, batches, p.steps, workdir / "points", mesh=mesh, seed=config.seed, writer=writer
-    )
+    if p.steps:
+        start, stats = fit(
+            teacher, row, start, stats, batches, p.steps, workdir / "points", mesh=mesh, seed=config.seed, writer=writer
+        )
 
     out = Path(config.out)
     tree = {"clip": params["clip"], "pointnet2": start["pointnet2"], "stats": {"pointnet2": stats["pointnet2"]}}

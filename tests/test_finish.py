@@ -1,13 +1,15 @@
 """Sound detail on the embedded solids: as deep as said, on both twins, and inside the box the mesher looks at."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from data_pipelines.datasets import fields, finish
+from data_pipelines.datasets import fields, finish, synthetic
 from data_pipelines.datasets.fields import Solid
 from data_pipelines.datasets.meshing import fitting_resolution, mesh_field
-from data_pipelines.datasets.synthetic import make_object
+from data_pipelines.datasets.synthetic import make_object, write
 
 
 def cube(factor: float = 1.0) -> Solid:
@@ -49,17 +51,39 @@ def test_detail_stays_inside_its_box_and_leaves_most_of_the_body(kind):
     assert max(moved) > 0.01, "something is there"
 
 
-def test_twins_carry_the_same_detail():
-    """Away from the defect the two clouds lie on one surface; without detail in common they would part by its depth."""
-    for index in range(6):
-        rows = [make_object("dumbbell", 4, index, defect, points=6000, difficulty="easy") for defect in ("good", "bulge")]
-        (good, _, _), (bad, labels, _) = rows
-        away = cKDTree(good).query(bad[~labels])[0]
-        spacing = np.median(cKDTree(good).query(good, 2)[0][:, 1])
-        assert np.quantile(away, 0.95) < 2.5 * spacing
+def test_twins_carry_the_same_detail(monkeypatch):
+    """The body that gets the defect is the body of its sound twin, detail included; other numbers have other detail."""
+    probes, seen = np.random.default_rng(0).uniform(-1, 1, (2000, 3)).astype(np.float32), []
+
+    def recorded(*args):
+        body = finish.finish(*args)
+        seen.append((body.field(probes), body is not args[0]))
+        return body
+
+    monkeypatch.setattr(synthetic, "finish", recorded)
+    for index, defect in ((0, "good"), (0, "bulge"), (0, "break"), (1, "good")):
+        make_object("dumbbell", 4, index, defect, points=500, difficulty="easy", relief=1.0)
+    values, detailed = zip(*seen, strict=True)
+    assert all(detailed)
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[0], values[2])
+    assert np.abs(values[0] - values[3]).max() > 0.01
 
 
-def test_a_share_of_objects_stays_plain():
+def test_the_share_of_objects_with_detail():
     body = cube()
-    left = [finish.finish(body, np.random.default_rng(seed)) is body for seed in range(400)]
-    assert np.mean(left) == pytest.approx(finish.PLAIN, abs=0.07)  # three standard deviations of 400 draws
+    left = [finish.finish(body, 0.7, np.random.default_rng(seed)) is body for seed in range(400)]
+    assert np.mean(left) == pytest.approx(0.3, abs=0.07)  # three standard deviations of 400 draws
+    assert finish.finish(body, 0.0, np.random.default_rng(0)) is body
+
+
+def test_without_relief_the_bytes_are_what_they_were(tmp_path):
+    """Folders of scans made before the option existed stay valid: their settings do not name it, nor does a set without it."""
+    write(tmp_path / "a", categories=["nut"], seed=1, good=1, defective=0, points=300)
+    write(tmp_path / "b", categories=["nut"], seed=1, good=1, defective=0, points=300, relief=1.0)
+    settings = [json.loads((tmp_path / name / "manifest.json").read_text())["settings"] for name in "ab"]
+    assert "relief" not in settings[0] and settings[1] == {**settings[0], "relief": 1.0}
+    first, second = ((tmp_path / name / "nut" / "test" / "000_good.pcd").read_bytes() for name in "ab")
+    assert first != second
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        write(tmp_path / "c", categories=["nut"], seed=1, good=1, defective=0, points=300, relief=1.5)

@@ -10,13 +10,11 @@ import numpy as np
 
 from data_pipelines.datasets.fields import Solid
 
-PLAIN = 0.3  # share of objects without detail
 
-
-def finish(body: Solid, rng: np.random.Generator) -> Solid:
-    """The body with one or two kinds of regular relief, or (`PLAIN`) as it was. Depths and widths are shares of half the
-    diagonal of its box."""
-    if rng.random() < PLAIN:
+def finish(body: Solid, share: float, rng: np.random.Generator) -> Solid:
+    """The body with one or two kinds of regular relief, or as it was: a `share` of bodies gets some. Depths and widths are shares
+    of half the diagonal of its box."""
+    if rng.random() >= share:
         return body
     unit = float(np.linalg.norm(body.half))
     for kind in rng.choice(len(KINDS), size=int(rng.integers(1, 3)), replace=False):

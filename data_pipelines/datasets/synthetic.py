@@ -10,8 +10,9 @@ DIR/manifest.json                      settings and, for every object, defect, c
 
 Nothing but the defect tells the classes apart: every number has its own dimensions, pose, warp, scale, point count and
 range noise, which its good and its defective object share (a matched design: such quantities have one distribution in both
-classes); clouds are sampled anew from the deformed surface. Most objects carry sound relief (`finish.py`), so that a
-defect is not the only fine detail. Noise varies over the surface, as it does in real scans.
+classes); clouds are sampled anew from the deformed surface. With `relief`, a share of objects
+carries sound detail (`finish.py`), so that a defect is not the only fine relief. Noise varies over the surface, as it does in
+real scans.
 """
 
 from __future__ import annotations
@@ -37,27 +38,29 @@ from data_pipelines.datasets.solids import GENERATORS, SETS, solid
 
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
-FORMAT = 4  # raised when the same seed makes other objects
+FORMAT = 3  # raised when the same seed makes other objects
 _UPRIGHT = (
     about("y", 25) @ about("z", 35) @ about("x", -65)
 )  # oblique, so that a ring of cameras about x sees every side
 
 
 def make_object(
-    category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test"
+    category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test",
+    relief: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest
     row).
 
     `index` names the object inside its category: the good and the defective object of one index are the same body in the
     same pose, with the same warp, number of points and noise; only the defect and the drawn points differ. S lies within 10% of
-    `points`. Raises ValueError for an unknown category, and when a defect finds no place.
+    `points`; a share `relief` of numbers carries sound relief. Raises ValueError for an unknown
+    category, and when a defect finds no place.
     """
     root = (seed, zlib.crc32(category.encode()), {"test": 0, "train": 1}[split], index)
     shape_rng = np.random.default_rng(np.random.SeedSequence((*root, 0)))
     pair_rng = np.random.default_rng(np.random.SeedSequence((*root, 2)))
     kind_rng = np.random.default_rng(np.random.SeedSequence((*root, 1, zlib.crc32(defect.encode()))))
-    body = finish(solid(category, shape_rng), np.random.default_rng(np.random.SeedSequence((*root, 3))))
+    body = finish(solid(category, shape_rng), relief, np.random.default_rng(np.random.SeedSequence((*root, 3))))
     mesh = mesh_field(*body, fitting_resolution(*body))
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))
@@ -137,6 +140,7 @@ def write(
     points: int = 10_000,
     difficulty: str = "middle",
     defects: Sequence[str] = ALL_DEFECTS,
+    relief: float = 0.0,
     workers: int = 2,
 ) -> None:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the workers or interruptions.
@@ -145,7 +149,7 @@ def write(
     ValueError for unknown names, numbers out of range, and a folder that holds a set of other settings.
     """
     categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
-    _check(categories, seed, good, defective, points, difficulty, defects)
+    _check(categories, seed, good, defective, points, difficulty, defects, relief)
     root = Path(root)
     settings = {
         "format": FORMAT,
@@ -155,6 +159,7 @@ def write(
         "defects": list(defects),
         "good": good,
         "defective": defective,
+        **({"relief": relief} if relief else {}),
     }
     manifest = root / "manifest.json"
     old = json.loads(manifest.read_text()) if manifest.exists() else None
@@ -175,7 +180,7 @@ def write(
     jobs = [job for c in categories for job in _jobs(c, seed, good, defective, defects)]
     missing = [job for job in jobs if not _row_path(root, job).exists()]
     if missing:
-        _run(root, missing, int(seed), points, difficulty, workers)
+        _run(root, missing, int(seed), points, difficulty, workers, relief)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
     text = json.dumps(
         {"settings": settings, "categories": list(everything), "samples": [json.loads(p.read_text()) for p in rows]},
@@ -185,7 +190,7 @@ def write(
         _write(manifest, text.encode())
 
 
-def _check(categories, seed, good, defective, points, difficulty, defects) -> None:
+def _check(categories, seed, good, defective, points, difficulty, defects, relief) -> None:
     for what, names, known in (
         ("category", categories, GENERATORS),
         ("defect", defects, ALL_DEFECTS),
@@ -201,6 +206,8 @@ def _check(categories, seed, good, defective, points, difficulty, defects) -> No
             f"seed={seed}, good={good}, defective={defective}, points={points}: seed and counts must not be negative, "
             "points at least 200, and defective objects need at least one kind of defect"
         )
+    if not 0 <= relief <= 1:
+        raise ValueError(f"relief={relief}: the share of objects with sound relief lies between 0 and 1")
 
 
 Job = tuple[str, str, int, str, str]  # category, split, index, defect, file stem
@@ -219,12 +226,12 @@ def _row_path(root: Path, job: Job) -> Path:
     return root / job[0] / "meta" / f"{job[4]}.json"
 
 
-def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, workers: int) -> None:
+def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, workers: int, relief: float) -> None:
     """Here, or in child processes of this module: they inherit no threads and import neither TensorFlow nor JAX."""
     workers = min(workers, len(jobs) // 4)
     if workers <= 1:
         for job in jobs:
-            _make(root, job, seed, points, difficulty)
+            _make(root, job, seed, points, difficulty, relief)
         return
     package = str(Path(__file__).resolve().parents[2])
     env = {
@@ -248,6 +255,7 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
                         "seed": seed,
                         "points": points,
                         "difficulty": difficulty,
+                        "relief": relief,
                     }
                 )
             )
@@ -265,9 +273,11 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
         )
 
 
-def _make(root: Path, job: Job, seed: int, points: int, difficulty: str) -> None:
+def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief: float) -> None:
     category, split, index, defect, stem = job
-    xyz, labels, row = make_object(category, seed, index, defect, points=points, difficulty=difficulty, split=split)
+    xyz, labels, row = make_object(
+        category, seed, index, defect, points=points, difficulty=difficulty, split=split, relief=relief
+    )
     folder = root / category
     header = (
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
@@ -303,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--categories", help="comma-separated names instead of a set")
     parser.add_argument("--defects", default=",".join(ALL_DEFECTS), help="comma-separated kinds")
     parser.add_argument("--difficulty", default="middle", help=", ".join(DIFFICULTIES))
+    parser.add_argument("--relief", type=float, default=0.0, help="share of objects with sound relief")
     for name, default in (("seed", 0), ("good", 10), ("defective", 10), ("points", 10_000), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
@@ -313,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.part:
             part = json.load(sys.stdin)
             for job in part["jobs"]:
-                _make(Path(part["root"]), tuple(job), part["seed"], part["points"], part["difficulty"])
+                _make(Path(part["root"]), tuple(job), *(part[key] for key in ("seed", "points", "difficulty", "relief")))
             return
         if not args.out:
             parser.error("--out is needed: the folder to write to")
@@ -327,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             points=args.points,
             difficulty=args.difficulty,
             defects=args.defects.split(","),
+            relief=args.relief,
             workers=args.workers,
         )
     except (ValueError, OSError) as error:

@@ -55,6 +55,7 @@ def embedded() -> ConfigDict:
             "reader": {},  # options of the data set's reader: eyecandies has `image`, which light its colour picture has
             "synthetic": {  # how the embedded data set is made; ignored for others
                 "set": "test", "difficulty": "wide", "scan_points": 18000, "seed": 0,
+                "relief": 0.0,  # share of objects that carry sound detail: grooves, knurls, grips, studs
                 "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
             },
         },
