@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.locks import locked
 from data_pipelines.records import RecordSet, prepare
 from experiments.configs.common import suggest
 from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
@@ -83,20 +84,23 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
     progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
     parts = [(names, made.good, made.defective)] + ([([train], made.train_good, made.train_defective)] if train else [])
     folders = {}
-    for wanted, good, defective in parts:
-        recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
-        recipe += f"-relief{made.relief:g}" if made.relief else ""
-        folder = cache.absolute() / "scans" / f"solids-{recipe}"
-        synthetic.write(folder, categories=wanted, good=good, defective=defective, **common)
-        folders.update({name: folder / name for name in wanted})
-    # One root of links, as the counts differ between the auxiliary category and the others.
-    order = ([train] if train else []) + names
-    made_of = hashlib.sha256(json.dumps([str(folders[name]) for name in order]).encode()).hexdigest()[:12]
-    root = cache / "scans" / f"set-{made_of}"
-    root.mkdir(parents=True, exist_ok=True)
-    for name in order:
-        if not (root / name).exists():
-            (root / name).symlink_to(folders[name], target_is_directory=True)
+    scans = cache.absolute() / "scans"
+    scans.mkdir(parents=True, exist_ok=True)
+    with locked(scans / ".lock", lambda: progress("another process is writing the embedded data set; waiting for it")):
+        for wanted, good, defective in parts:
+            recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
+            recipe += f"-relief{made.relief:g}" if made.relief else ""
+            folder = scans / f"solids-{recipe}"
+            synthetic.write(folder, categories=wanted, good=good, defective=defective, **common)
+            folders.update({name: folder / name for name in wanted})
+        # One root of links, as the counts differ between the auxiliary category and the others.
+        order = ([train] if train else []) + names
+        made_of = hashlib.sha256(json.dumps([str(folders[name]) for name in order]).encode()).hexdigest()[:12]
+        root = cache / "scans" / f"set-{made_of}"
+        root.mkdir(parents=True, exist_ok=True)
+        for name in order:
+            if not (root / name).exists():
+                (root / name).symlink_to(folders[name], target_is_directory=True)
     return str(root), order
 
 

@@ -129,16 +129,19 @@ def test_submitit_runs_the_rows_that_are_missing(tmp_path):
 
 def test_the_command_runs_its_rows_in_processes_of_their_own(tmp_path):
     """The real children on a method without learning: from scans to the table, and a second time from what is there."""
-    name = write_sweep(tmp_path, '{"flat": {"method": "surface_variation"}, "bad": {"data.categories": ("vse",)}}')
+    name = write_sweep(tmp_path, '''{
+        "flat": {"method": "surface_variation"}, "twin": {"method": "surface_variation", "model.top_k": 3},
+        "bad": {"data.categories": ("vse",)}}''')
     small = ["data.synthetic.train_good=1", "data.synthetic.train_defective=1", "data.synthetic.good=2", "data.points=1024",
              "data.synthetic.defective=2", "data.synthetic.scan_points=1500", "data.cloud_points=64", "data.views=3",
              "data.categories=vase", "eval.pictures=0", f"cache={tmp_path / 'cache'}"]  # fmt: skip
     command = [sys.executable, "-m", "experiments.sweep", "--config", name, "--workdir", str(tmp_path / "w"), "--seeds", "4",
-               *(f"--config.{change}" for change in small)]  # fmt: skip
+               "--jobs", "3", *(f"--config.{change}" for change in small)]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     first = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert first.returncode == 1 and "1 of 2 rows failed: bad-s4" in first.stderr, first.stderr
+    assert first.returncode == 1 and "1 of 3 rows failed: bad-s4" in first.stderr, first.stderr
     assert "did you mean 'vase'" in first.stdout and "flat-s4: O-AUROC" in first.stdout
+    assert "twin-s4: O-AUROC" in first.stdout  # both needed the same scans and records at the same time
     results = json.loads((tmp_path / "w" / "flat-s4" / "results.json").read_text())
     assert results["method"] == "surface_variation" and results["seed"] == 4
     again = subprocess.run([*command, "--list"], capture_output=True, text=True, env=env)
