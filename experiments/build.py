@@ -82,16 +82,23 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
     common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
               "workers": workers}  # fmt: skip
     progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
-    parts = [(names, made.good, made.defective)] + ([([train], made.train_good, made.train_defective)] if train else [])
+    shown = tuple(kind for kind in synthetic.ALL_DEFECTS if kind not in made.held_out)
+    if len(shown) + len(set(made.held_out)) != len(synthetic.ALL_DEFECTS) or not shown:
+        known = ", ".join(synthetic.ALL_DEFECTS)
+        raise ConfigError(f"config.data.synthetic.held_out {tuple(made.held_out)}: choose some of {known}")
+    tested = synthetic.ALL_DEFECTS if made["set"] != "pretrain" else shown
+    parts = [(names, made.good, made.defective, tested)]
+    parts += [([train], made.train_good, made.train_defective, shown)] if train else []
     folders = {}
     scans = cache.absolute() / "scans"
     scans.mkdir(parents=True, exist_ok=True)
     with locked(scans / ".lock", lambda: progress("another process is writing the embedded data set; waiting for it")):
-        for wanted, good, defective in parts:
+        for wanted, good, defective, kinds in parts:
             recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
             recipe += f"-relief{made.relief:g}" if made.relief else ""
+            recipe += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
             folder = scans / f"solids-{recipe}"
-            synthetic.write(folder, categories=wanted, good=good, defective=defective, **common)
+            synthetic.write(folder, categories=wanted, good=good, defective=defective, defects=kinds, **common)
             folders.update({name: folder / name for name in wanted})
         # One root of links, as the counts differ between the auxiliary category and the others.
         order = ([train] if train else []) + names

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import predict, run
+from data_pipelines.datasets import synthetic
+from experiments import build, predict, run
 from experiments.run import parse
 
 SMALL = [
@@ -167,3 +168,18 @@ def test_predict_without_a_trained_model_says_so(tmp_path, capsys):
     assert predict.main(["x.pcd", "--workdir", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
     assert "no trained model" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
+    more = ["held_out=dent,bend", "train_defective=8", "defective=6"]
+    config, _ = parse(["--config", "stage2.py", *SMALL, *(f"--config.data.synthetic.{change}" for change in more)])
+    root, order = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    kinds = {name: {path.stem[4:] for path in (Path(root) / name / "test").glob("*.pcd")} for name in order}
+    assert kinds == {"bottle": {"good", "bulge", "hole", "crack", "break"}, "vase": {"good", *synthetic.ALL_DEFECTS}}
+    config.data.synthetic.set = "pretrain"  # a pretraining shows no category what it holds out
+    config.data.train_category, config.data.categories = "", ("soap",)
+    root, _ = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    assert not {path.stem[4:] for path in (Path(root) / "soap" / "test").glob("*.pcd")} & {"dent", "bend"}
+    config.data.synthetic.held_out = ("dint",)
+    with pytest.raises(build.ConfigError, match="choose some of bulge"):
+        build._write_synthetic(config, tmp_path, 2, lambda line: None)

@@ -56,6 +56,7 @@ def embedded() -> ConfigDict:
             "synthetic": {  # how the embedded data set is made; ignored for others
                 "set": "test", "difficulty": "wide", "scan_points": 18000, "seed": 0,
                 "relief": 0.0,  # share of objects that carry sound detail: grooves, knurls, grips, studs
+                "held_out": (),  # kinds of defect that the auxiliary (or pretraining) category never shows
                 "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
             },
         },
