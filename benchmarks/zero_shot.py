@@ -73,10 +73,19 @@ def section(title: str, rows: list, prefix: str) -> str:
         lines.append("| " + " | ".join([name.removeprefix(prefix), str(len(entry.runs)), *cells, *spans]) + " |")
         kinds.append((name.removeprefix(prefix), by_kind(categories)))
     if any(values for _, values in kinds):
-        lines += ["\nP-AUROC on the defective objects of each kind, first seed:\n", "| method | " + " | ".join(KINDS) + " |",
-                  "|---|" + "---|" * len(KINDS)]  # fmt: skip
+        held_out = set(rows[0].config.data.synthetic.held_out)
+        groups = {kind: [kind] for kind in KINDS}
+        if held_out:
+            groups |= {"mean of the shown": [k for k in KINDS if k not in held_out], "of the held out": sorted(held_out)}
+        heads = [f"{name} (held out)" if name in held_out else name for name in groups]
+        lines += ["\nP-AUROC on the defective objects of each kind, first seed"
+                  + (" (held out: neither the embedded CLIP nor the methods' training saw the kind):\n" if held_out else ":\n"),
+                  "| method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]  # fmt: skip
         for name, values in kinds:
-            cells = [f"{100 * values[kind]:.1f}" if kind in values else "-" for kind in KINDS]
+            cells = [
+                f"{100 * np.mean([values[k] for k in group]):.1f}" if all(k in values for k in group) else "-"
+                for group in groups.values()
+            ]
             lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 

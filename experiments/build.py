@@ -201,8 +201,6 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         changes["vv_blocks"] = config.clip.vv_blocks
     clip_cfg, clip, tokenizer, sha256 = load_clip(config.clip.name, **changes)
     weights = {"clip": sha256}
-    if config.data.image_size % clip_cfg.patch:
-        raise ConfigError(f"config.data.image_size {config.data.image_size} is no multiple of the CLIP's patch, {clip_cfg.patch}")
     if config.clip.random:
         clip = init_clip(jax.random.key(config.seed + 1), clip_cfg)
         weights["clip"] = content_hash(clip)
@@ -217,7 +215,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         ),
         lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
         smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
-        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
+        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual, render_share=m.render_share,
         switches=_switches(config),
     )  # fmt: skip
     if config.method == "plain_clip":

@@ -22,7 +22,16 @@ from gsclip_jax.convert.load import load_clip, load_pointnet2
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
 from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.pretrain import ClipPretraining, PointPretraining, cloud_batches, twins, view_batches, whitening
+from gsclip_jax.pretrain import (
+    ClipPretraining,
+    PointPretraining,
+    cloud_batches,
+    look_around,
+    rugged_views,
+    twins,
+    view_batches,
+    whitening,
+)
 from gsclip_jax.sharding import make_mesh
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
@@ -38,7 +47,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    views = _load(sets, ("render", "depth", "view_mask")) | {"twin": twins(sets[0].index)}
+    views = _load(sets, ("render", "depth", "view_mask"), rugged=rugged_views) | {"twin": twins(sets[0].index)}
+    if not config.clip_stage.defects:
+        views = _sound(views)
+        views["twin"] = np.arange(len(views["render"]))
 
     m, c, p = config.mini, config.clip_stage, config.point_stage
     clip_cfg = ClipConfig(
@@ -53,13 +65,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
         for name, row in (("sight", config.sight), ("words", config.words))
     )  # fmt: skip
-    method = ClipPretraining(clip_cfg, rows)
+    method = ClipPretraining(clip_cfg, rows, c.defects)
     params, stats = method.init(jax.random.key(config.seed))
     started_from = None
     if config.start:
         params["clip"], started_from = _former(config.start, clip_cfg)
     else:
-        params["clip"]["visual"]["patch_embed"] = jax.numpy.asarray(whitening(views, clip_cfg, config.seed))
+        visual = {**params["clip"]["visual"], "patch_embed": jax.numpy.asarray(whitening(views, clip_cfg, config.seed))}
+        params["clip"]["visual"] = look_around(visual, clip_cfg, config.seed)
     captioner = Captioner(tokenizer)
     for number, row in enumerate(rows):
         batches = lambda first, number=number: view_batches(  # noqa: E731
@@ -80,6 +93,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
 
     points = _load(sets, ("xyz", "point_mask"))
+    points = points if c.defects else _sound(points)
     net = PointNet2Config(
         centroids=tuple(config.pointnet2.centroids), radii=tuple(config.pointnet2.radii), neighbours=config.pointnet2.neighbours
     )
@@ -130,17 +144,24 @@ def _former(path: str, cfg: ClipConfig) -> tuple[dict, str]:
     return params, sha256
 
 
-def _load(sets: list[RecordSet], fields: tuple[str, ...]) -> dict:
-    """Fields of all objects in memory (they are small here), with their names."""
-    found = {name: [] for name in fields}
+def _load(sets: list[RecordSet], fields: tuple[str, ...], **derived) -> dict:
+    """Fields of all objects in memory (they are small here), what functions of a batch make of them, and their names."""
+    found = {name: [] for name in (*fields, *derived)}
     for batch in (batch for records in sets for batch in eval_batches(records, batch_size=8)):
-        for name in fields:
-            found[name].append(batch[name][batch["real"]])
+        for name in found:
+            value = derived[name](batch) if name in derived else batch[name]
+            found[name].append(value[batch["real"]])
     return {
         **{name: np.concatenate(parts) for name, parts in found.items()},
         "category": [row["category"] for records in sets for row in records.index],
         "defect": [row["defect"] for records in sets for row in records.index],
     }
+
+
+def _sound(loaded: dict) -> dict:
+    """The sound objects of what `_load` found."""
+    kept = [row for row, defect in enumerate(loaded["defect"]) if defect == "good"]
+    return {name: [v[row] for row in kept] if isinstance(v, list) else v[kept] for name, v in loaded.items()}
 
 
 def example_captions(count: int = 8, seed: int = 0) -> list[str]:

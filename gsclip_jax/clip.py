@@ -140,16 +140,20 @@ class Vision(nnx.Module):
         self.ln_post = LayerNorm(width)
         self.proj = draw((width, cfg.embed_dim), scale)
 
-    def embed(self, x: jax.Array) -> jax.Array:
-        """Images x[B,H,W,3] -> tokens [B,1+P,width] after ln_pre, the class token first."""
+    def embed(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+        """Images x[B,H,W,3] -> tokens [B,1+P,width] after ln_pre, the class token first; `keep` [B,K]: of those patches."""
         p, _, _, width = self.patch_embed.shape
         batch, height, across, _ = x.shape
         rows, columns = height // p, across // p
         x = x.reshape(batch, rows, p, columns, p, 3)
-        x = jnp.einsum("brpsqc,pqcw->brsw", x, self.patch_embed[...].astype(x.dtype)).reshape(batch, -1, width)
-        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (batch, 1, width))
-        x = jnp.concatenate([first, x], 1) + self.positions(rows, columns).astype(x.dtype)
-        return self.ln_pre(x)
+        kernel, positions = self.patch_embed[...].astype(x.dtype), self.positions(rows, columns).astype(x.dtype)
+        if keep is None:
+            x = jnp.einsum("brpsqc,pqcw->brsw", x, kernel).reshape(batch, -1, width) + positions[1:]
+        else:  # chosen before they are embedded: no work, and no gradient to scatter, for the others
+            x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, p * p * 3)
+            x = jnp.take_along_axis(x, keep[..., None], 1) @ kernel.reshape(-1, width) + positions[1:][keep]
+        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype) + positions[0], (batch, 1, width))
+        return self.ln_pre(jnp.concatenate([first, x], 1))
 
     def positions(self, rows: int, columns: int) -> jax.Array:
         """Positional embedding [1+rows*columns,width]; the trained grid is resized bilinearly for other image sizes."""
@@ -244,15 +248,24 @@ class Encoded(NamedTuple):
 
 
 def preprocess_views(cfg: ClipConfig, grey: jax.Array) -> jax.Array:
-    """Grey views uint8 [...,H,W] -> network input [...,H,W,3]: (x / 255 - mean) / std in the configuration's dtype."""
+    """Grey views uint8 [...,H,W] -> network input [...,H,W,3], as `preprocess_rgb`."""
     return preprocess_rgb(cfg, grey[..., None])
 
 
 def preprocess_rgb(cfg: ClipConfig, rgb: jax.Array) -> jax.Array:
-    """Colour images uint8 [...,H,W,3] -> network input of the same shape, in the configuration's dtype."""
+    """Colour images uint8 [...,H,W,3] -> network input [...,H,W,3]: (x / 255 - mean) / std in the configuration's dtype.
+
+    Images that are no whole number of patches are reduced or enlarged to the size the CLIP was trained at.
+
+    Raises:
+      ValueError: another dtype than uint8.
+    """
     if rgb.dtype != jnp.uint8:
         raise ValueError(f"images are {rgb.dtype}; preprocessing takes uint8")
-    x = (rgb.astype(jnp.float32) / 255 - jnp.asarray(cfg.mean)) / jnp.asarray(cfg.std)
+    x = rgb.astype(jnp.float32)
+    if x.shape[-3] % cfg.patch or x.shape[-2] % cfg.patch:
+        x = jax.image.resize(x, (*x.shape[:-3], cfg.image_size, cfg.image_size, x.shape[-1]), "linear")
+    x = (x / 255 - jnp.asarray(cfg.mean)) / jnp.asarray(cfg.std)
     return x.astype(cfg.dtype)
 
 
@@ -288,10 +301,7 @@ def encode_image(
     if not layers or not all(1 <= layer <= cfg.vision_layers for layer in layers):
         raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
     x = x.reshape(-1, height, width, 3).astype(cfg.dtype)
-    tokens = clip.visual.embed(x)
-    if keep is not None:
-        kept = keep.reshape(-1, keep.shape[-1]) + 1
-        tokens = jnp.concatenate([tokens[:, :1], jnp.take_along_axis(tokens, kept[..., None], 1)], 1)
+    tokens = clip.visual.embed(x, None if keep is None else keep.reshape(-1, keep.shape[-1]))
     features = run_blocks(
         clip.visual.blocks, tokens, remat=cfg.remat, layers=layers,
         vv_start=cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None,

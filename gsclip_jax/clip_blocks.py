@@ -207,7 +207,7 @@ def run_blocks(
     second = None if vv_start is None else x
     kept = None if wanted is None else jnp.zeros((len(layers), *x.shape), x.dtype)
     # A scan stacks what its backward pass needs; towers of few blocks are a fifth faster without.
-    unroll = depth if depth <= 4 and not remat else 1
+    unroll = depth if depth <= 6 and not remat else 1
     (x, second, kept), _ = jax.lax.scan(step, (x, second, kept), (numbers, state, lora, keys, deep), unroll=unroll)
     if kept is None:
         kept = (x if second is None else second)[None]

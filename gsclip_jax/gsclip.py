@@ -75,7 +75,8 @@ class GsClipConfig:
     streams: str = "both"  # "render" or "depth": ablations without SRM
     use_shape_prompt: bool = True
     use_defect_prompt: bool = True
-    srm_residual: bool = False  # ours: stage 2 starts from the mean of the streams instead of from nothing
+    srm_residual: bool = False  # ours: stage 2 starts from a mean of the streams instead of from nothing
+    render_share: float = 0.5  # of that mean
     switches: Switches = Switches()
 
     def build(self) -> GsClipConfig:
@@ -124,7 +125,7 @@ class GsClip:
             "lora": init_lora(keys[3], cfg.clip, cfg.lora_rank),
             "srm": init_srm(keys[4], SrmConfig(cfg.clip.embed_dim)),
         }
-        if cfg.srm_residual:  # start close to the mean of the streams, but not at a point where the keys get no gradient
+        if cfg.srm_residual:  # start close to a mean of the streams, but not at a point where the keys get no gradient
             params["srm"]["out"] = jax.tree.map(lambda x: 0.1 * x, params["srm"]["out"])
         return params, {"pointnet2": stats}
 
@@ -194,7 +195,7 @@ class GsClip:
             return jnp.concatenate([self._normalised(fused), render[..., 1:, :]], axis=-2)
         fused = srm(params["srm"], render, depth, normalise=False)
         if cfg.srm_residual:
-            fused = fused + (render + depth) / 2
+            fused = fused + cfg.render_share * render + (1 - cfg.render_share) * depth
         return self._normalised(fused)
 
     def _normalised(self, fused: jax.Array) -> jax.Array:

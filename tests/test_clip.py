@@ -288,12 +288,19 @@ def test_bfloat16_stays_near_float32(tiny):
 
 
 def test_preprocessing_by_hand():
-    cfg = dataclasses.replace(TINY, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
+    cfg = dataclasses.replace(TINY, image_size=2, patch=1, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
     views = np.array([[[0, 255], [51, 102]]], np.uint8)
     expected = [[[[-1, 0, -0.5], [1, 1, 0]], [[-0.6, 0.2, -0.4], [-0.2, 0.4, -0.3]]]]
     np.testing.assert_allclose(preprocess_views(cfg, jnp.asarray(views)), expected, atol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         preprocess_views(cfg, jnp.zeros((2, 2)))
+    # No whole number of patches: to the size of training. Grey ramps stay ramps.
+    cfg = dataclasses.replace(cfg, image_size=8, patch=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+    ramp = np.tile(np.arange(6, dtype=np.uint8) * 20, (6, 1))
+    resized = np.asarray(preprocess_views(cfg, ramp)) * 255
+    assert resized.shape == (8, 8, 3)
+    np.testing.assert_allclose(resized[4, 1:-1, 0], ((np.arange(1, 7) + 0.5) * 6 / 8 - 0.5) * 20, atol=1e-3)
+    assert preprocess_views(cfg, np.zeros((3, 12, 12), np.uint8)).shape == (3, 12, 12, 3)  # three patches a side: as it is
 
 
 def test_configuration_round_trip_and_errors():

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from scipy.spatial import cKDTree
 
 from experiments import pretrain
 from experiments.build import ConfigError
@@ -16,12 +17,16 @@ from gsclip_jax.convert.load import load_clip
 from gsclip_jax.method import Stage
 from gsclip_jax.pretrain import (
     DOUBT,
+    OFFSETS,
     ROUGHNESS,
     ClipPretraining,
     augment,
     cloud_batches,
+    look_around,
     patch_loss,
     roughness,
+    rugged_patches,
+    rugged_views,
     twin_loss,
     twins,
     view_batches,
@@ -59,6 +64,7 @@ def discs(count: int = 4, size: int = 32) -> dict:
         "render": render,
         "depth": render.copy(),
         "view_mask": mask,
+        "rugged": np.where(render < 255, np.where(mask, 200, 60), 255).astype(np.uint8),
         "category": [row["category"] for row in index],
         "defect": ["dent" if row % 2 else "good" for row in range(count)],
         "twin": twins(index),
@@ -84,7 +90,8 @@ def test_twins_are_found_by_their_number():
 def test_augmented_mask_stays_on_its_pixels():
     views = discs()
     for seed in range(30):
-        image, mask = augment(np.random.default_rng(seed), [views["render"][1, 0], views["view_mask"][1, 0]], shade=False)
+        pictures = ([views["render"][1, 0]], [views["view_mask"][1, 0]])
+        (image,), (mask,) = augment(np.random.default_rng(seed), *pictures, shade=False)
         assert image.shape == mask.shape == (32, 32) and image.dtype == np.uint8 and mask.dtype == bool
         defect = image < 108  # halfway between the defect's grey and the disc's: where the two are mixed half and half
         assert (defect ^ mask).sum() <= 0.3 * max(mask.sum(), 12)
@@ -95,8 +102,8 @@ def test_where_the_look_goes_does_not_depend_on_the_defect():
     views = discs()
     image, mask = views["render"][1, 0], views["view_mask"][1, 0]
     for seed in range(10):
-        with_defect = augment(np.random.default_rng(seed), [image, mask], shade=True)[0]
-        without = augment(np.random.default_rng(seed), [image, np.zeros_like(mask)], shade=True)[0]
+        with_defect = augment(np.random.default_rng(seed), [image], [mask], shade=True)[0][0]
+        without = augment(np.random.default_rng(seed), [image], [np.zeros_like(mask)], shade=True)[0][0]
         np.testing.assert_array_equal(with_defect, without)
 
 
@@ -182,6 +189,24 @@ def test_who_learns(stage, text_learns):
     assert (largest(grad["clip"]["text"]) > 0) == text_learns
 
 
+@pytest.mark.parametrize("stage", ["sight", "words"])
+def test_sound_solids_alone_say_nothing_of_defects(stage):
+    views = pretrain._sound({**discs(), "render": np.array(discs()["render"])})
+    assert views["defect"] == ["good", "good"] and len(views["render"]) == 2
+    views["twin"] = np.arange(2)
+    batch = next(view_batches(views, Captioner(make_tokenizer(NAMES)), batch_size=4, patch=CFG.patch, keep=9, seed=3, pairs=2))
+    assert not batch["damaged"].any() and not batch["render_mask"].any()
+    method = ClipPretraining(CFG, (Stage(stage, {"clip": 1e-3, "head": 1e-3}, (), 1, 4),), defects=False)
+    params, stats = method.init(jax.random.key(0))
+    loss = jax.jit(jax.value_and_grad(lambda p, b: method.loss(stage, p, {}, stats, b, jax.random.key(0)), has_aux=True))
+    (value, (_, terms)), grad = loss(params, batch)
+    assert set(terms) == {"rough" if stage == "sight" else "contrast"}
+    largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert largest(grad["clip"]["visual"]["blocks"]) > 0 and largest(grad["head"]["patch"]) == largest(grad["head"]["view"]) == 0
+    labelled = {**batch, "render_mask": np.ones_like(batch["render_mask"]), "damaged": 1 - batch["damaged"]}
+    assert loss(params, labelled)[0][0] == value
+
+
 def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
     stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, betas=(0.9, 0.98), muon=5e-3)
     params, _ = ClipPretraining(CFG, (stage,)).init(jax.random.key(0))
@@ -250,13 +275,54 @@ def test_roughness_by_hand():
     images[0, :, :8] = 100  # flat
     images[1, :, :8] = 100
     images[1, 4, 4] = 200  # a spot in the first patch of 8 x 8
-    values, real = (np.asarray(x) for x in roughness(images, 8))
+    rugged = np.zeros((2, 4, 2), np.float32)
+    rugged[1, 0] = 3.0, 5.0
+    values, real = (np.asarray(x) for x in roughness(images, rugged, 8))
     assert values.shape == (2, 4, ROUGHNESS) and real.tolist() == [[1, 0, 1, 0]] * 2
     np.testing.assert_allclose(values[0, [0, 2], 0], np.log(2e-3) + 4, atol=1e-3)  # nothing varies: only the floors are left
-    np.testing.assert_allclose(values[0, [0, 2], 8:], 0, atol=1e-3)
-    own, beside = values[1, 0, :8], values[1, 0, 8:16]
-    assert (own > values[0, 0, :8] + 0.05).all() and own[1] > own[3]  # most of a single pixel is at the finest scale
-    np.testing.assert_allclose(beside, (own - values[1, 2, :8]) / 0.7, atol=1e-4)  # the other filled patch is the only neighbour
+    np.testing.assert_allclose(values[0, [0, 2], 6:], 0, atol=1e-3)
+    own, beside = values[1, 0, :6], values[1, 0, 6:12]
+    assert (own > values[0, 0, :6] + 0.05).all() and own[1] > own[3]  # most of a single pixel is at the finest scale
+    np.testing.assert_allclose(beside, (own - values[1, 2, :6]) / 0.7, atol=1e-4)  # the other filled patch is the only neighbour
+
+
+def test_rugged_maps_show_the_surface_variation_of_their_points():
+    """A plane is flat, a ball of random points is not, on the pixels where their points are seen."""
+    rng = np.random.default_rng(0)
+    flat = np.concatenate([rng.uniform(-1, 1, (200, 2)), np.zeros((200, 1))], 1)
+    xyz = np.concatenate([flat, rng.standard_normal((200, 3)) * 0.2 + [4, 0, 0]]).astype(np.float32)
+    near = cKDTree(xyz).query(xyz, 9)[1].astype(np.int32)
+    pix = np.stack([np.clip((xyz[:, 0] + 1) * 5, 0, 31), np.clip((xyz[:, 1] + 1) * 5, 0, 31)], -1).astype(np.int16)
+    depth = np.full((1, 1, 32, 32), 255, np.uint8)
+    depth[0, 0, :12] = 100
+    batch = {"xyz": xyz[None], "neighbours": near[None], "valid": np.ones((1, 400), bool), "pix": pix[None, None],
+             "seen": np.ones((1, 1, 400), bool), "depth": depth, "render": depth}  # fmt: skip
+    found = rugged_views(batch)[0, 0]
+    assert ((found == 255) == (depth[0, 0] == 255)).all()
+    assert (found[2:8, 2:8] <= 1).all() and (found[2:8, 24:27] > 150).all()
+    cells = rugged_patches(found, 8)
+    assert cells.shape == (16, 2) and cells.dtype == np.float32
+    np.testing.assert_allclose(cells[0], np.log(1e-4) + 6, atol=0.1)
+    np.testing.assert_allclose(cells[12:], [[6, np.log(1e-4) + 6]] * 4, atol=1e-3)  # background
+    variation = np.exp(cells[3, 1] - 6)
+    assert 0.1 < variation < 1 / 3  # the roundest neighbourhood of a ball: three equal eigenvalues would give a third
+
+
+def test_heads_start_by_looking_at_their_neighbours():
+    cfg = dataclasses.replace(CFG, image_size=48, vision_width=64, vision_heads=4)
+    visual = init_clip(jax.random.key(0), cfg)["visual"]
+    visual = look_around(visual, cfg, sharp=3.0)
+    kernel, positions = np.asarray(visual["blocks"]["attn"]["qkv_kernel"][0]), np.asarray(visual["pos_embedding"])[1:]
+    q, k = (np.einsum("pw,whd->hpd", positions, kernel[:, part]) for part in (0, 1))
+    scores = np.einsum("hpd,hsd->hps", q, k) / np.sqrt(16)
+    grid = cfg.grid
+    for head, (down, right) in enumerate(OFFSETS[0]):
+        for row, column in np.ndindex(grid, grid):
+            if 0 <= row + down < grid and 0 <= column + right < grid:
+                looks_at = scores[head, row * grid + column].argmax()
+                assert divmod(looks_at, grid) == (row + down, column + right)
+    taken = 16
+    assert not np.asarray(visual["patch_embed"])[..., :taken].any()  # what a patch shows has the other axes
 
 
 def test_twin_loss_by_hand():
