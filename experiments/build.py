@@ -215,7 +215,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         ),
         lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
         smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
-        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual, render_share=m.render_share,
+        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
+        render_share=m.render_share,
         switches=_switches(config),
     )  # fmt: skip
     if config.method == "plain_clip":

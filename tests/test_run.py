@@ -13,7 +13,8 @@ from experiments.run import parse
 SMALL = [
     "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",
     "--config.data.synthetic.defective=2", "--config.data.categories=vase", "--config.data.points=1024",
-    "--config.data.image_size=80", "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=256", "--config.data.views=3",
+    "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=256", "--config.data.views=3",
+    "--config.data.image_size=80",
     "--config.pointnet2.centroids=64,32,16,8", "--config.stage1.epochs=1", "--config.stage2.epochs=1",
     "--config.compare=surface_variation", "--config.eval.pictures=2",
 ]  # fmt: skip

@@ -74,7 +74,8 @@ def embedded() -> ConfigDict:
             "prototypes": 32, "top_k": 12, "defect_tokens": 1,
             "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1,
             "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3,
-            "srm_residual": True, "render_share": 0.9,  # stage 2 starts from this mean of the streams; False: from nothing, as the paper
+            "srm_residual": True,  # stage 2 starts from a mean of the streams; False: from nothing, as in the paper
+            "render_share": 0.9,  # of that mean
             "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
             "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
         },
