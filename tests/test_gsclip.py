@@ -169,12 +169,13 @@ def test_stored_features_give_the_loss_that_the_views_give(batch):
     np.testing.assert_allclose(loss(batch), loss({**batch, **features}), rtol=1e-5)
 
 
-def test_residual_start_is_the_mean_of_the_streams(pieces):
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_residual_start_is_the_mean_of_the_streams(pieces, share):
     params, render, depth, _, _ = pieces
-    gsclip = tiny.method(srm_residual=True)
+    gsclip = tiny.method(srm_residual=True, render_share=share)
     silenced = {**params, "srm": {**params["srm"], "out": jax.tree.map(jnp.zeros_like, params["srm"]["out"])}}
     fused = gsclip.fused_tokens(silenced, render, depth)
-    middle = (render + depth) / 2
+    middle = share * render + (1 - share) * depth
     np.testing.assert_allclose(fused, middle / np.linalg.norm(middle, axis=-1, keepdims=True), atol=1e-5)
 
 

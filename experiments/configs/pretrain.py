@@ -2,7 +2,7 @@
 
     python -m experiments.run --config pretrain.py --workdir runs/pretrain
 
-About an hour on two cores, a quarter of it making and rendering the scans.
+About an hour on two cores, eight minutes of it making and rendering the scans.
 
 Writes gsclip_jax/assets/mini (or --config.out), which `config.clip.name=mini` loads.
 """
