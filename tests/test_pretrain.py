@@ -361,5 +361,5 @@ def test_going_on_from_former_weights_takes_them_or_says_what_differs():
     found, started_from = pretrain._former("mini", cfg)
     assert started_from == sha256
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    with pytest.raises(ConfigError, match=f"patch {cfg.patch} there, 7 here"):
-        pretrain._former("mini", dataclasses.replace(cfg, patch=7))
+    with pytest.raises(ConfigError, match=f"patch {cfg.patch} there, 8 here"):
+        pretrain._former("mini", dataclasses.replace(cfg, patch=8))
