@@ -22,16 +22,9 @@ from gsclip_jax.convert.load import load_clip, load_pointnet2
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
 from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.pretrain import (
-    ClipPretraining,
-    PointPretraining,
-    cloud_batches,
-    look_around,
-    rugged_views,
-    twins,
-    view_batches,
-    whitening,
-)
+from gsclip_jax.pretrain import ClipPretraining, PointPretraining
+from gsclip_jax.pretrain_start import look_around, whitening
+from gsclip_jax.pretrain_views import cloud_batches, rugged_views, twins, view_batches
 from gsclip_jax.sharding import make_mesh
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter

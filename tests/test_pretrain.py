@@ -15,23 +15,17 @@ from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
 from gsclip_jax.convert.load import load_clip
 from gsclip_jax.method import Stage
-from gsclip_jax.pretrain import (
+from gsclip_jax.pretrain import ROUGHNESS, ClipPretraining, patch_loss, roughness, twin_loss
+from gsclip_jax.pretrain_start import OFFSETS, look_around, whitening
+from gsclip_jax.pretrain_views import (
     DOUBT,
-    OFFSETS,
-    ROUGHNESS,
-    ClipPretraining,
     augment,
     cloud_batches,
-    look_around,
-    patch_loss,
-    roughness,
     rugged_patches,
     rugged_views,
-    twin_loss,
     twins,
     view_batches,
     visible_change,
-    whitening,
 )
 from gsclip_jax.train import fit, make_optimiser
 
@@ -191,7 +185,7 @@ def test_who_learns(stage, text_learns):
 
 @pytest.mark.parametrize("stage", ["sight", "words"])
 def test_sound_solids_alone_say_nothing_of_defects(stage):
-    views = pretrain._sound({**discs(), "render": np.array(discs()["render"])})
+    views = pretrain._sound(discs())
     assert views["defect"] == ["good", "good"] and len(views["render"]) == 2
     views["twin"] = np.arange(2)
     batch = next(view_batches(views, Captioner(make_tokenizer(NAMES)), batch_size=4, patch=CFG.patch, keep=9, seed=3, pairs=2))
