@@ -341,15 +341,23 @@ def _spread(xyz: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return values, vectors
 
 
+def planes(xyz: np.ndarray, k: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """The plane through the k nearest points: unit normals [S, 3] float64, of either sign, and surface variation [S] float32.
+
+    Surface variation is lambda_0 / (lambda_0 + lambda_1 + lambda_2) of their covariance: 0 on a plane, at most 1/3.
+    Source: Pauly et al., Efficient simplification of point-sampled surfaces (2002).
+    """
+    values, vectors = _spread(xyz, k)
+    values = np.maximum(values, 0)
+    share = values[:, 0] / np.maximum(values.sum(1), np.finfo(np.float64).tiny)
+    return vectors[:, :, 0], share.astype(np.float32)
+
+
 def normals(xyz: np.ndarray, k: int = 30) -> np.ndarray:
-    """Unit normals [S, 3] float64 of the plane through the k nearest points; the sign is arbitrary."""
-    return _spread(xyz, k)[1][:, :, 0]
+    """The unit normals of `planes`."""
+    return planes(xyz, k)[0]
 
 
 def surface_variation(xyz: np.ndarray, k: int = 30) -> np.ndarray:
-    """lambda_0 / (lambda_0 + lambda_1 + lambda_2) of the k nearest points [S] float32: 0 on a plane, at most 1/3; a baseline.
-
-    Source: Pauly et al., Efficient simplification of point-sampled surfaces (2002).
-    """
-    values = np.maximum(_spread(xyz, k)[0], 0)
-    return (values[:, 0] / np.maximum(values.sum(1), np.finfo(np.float64).tiny)).astype(np.float32)
+    """The surface variation of `planes`; a baseline."""
+    return planes(xyz, k)[1]

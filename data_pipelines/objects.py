@@ -28,7 +28,8 @@ from .render import SEEN, ZOOM, Rasteriser, rasteriser, render_object
 # What makes a record, and the values of keys that a configuration may leave out.
 _KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
 BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
-_DEFAULTS = {"seen": "front", "back_off": None, "zoom": ZOOM}
+_DEFAULTS = {"seen": "front", "back_off": None, "zoom": ZOOM, "cavity": 0.0, "depth_relief": 0.0, "fill_gaps": False}
+_LATER = ("cavity", "depth_relief", "fill_gaps")  # not part of a recipe's JSON at their defaults: older records keep their key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Recipe:
     seen: str = "front"
     back_off: bool | None = None
     zoom: float = ZOOM  # of the camera: less is nearer
+    cavity: float = 0.0  # how far rough surface is darkened in shaded views
+    depth_relief: float = 0.0  # share of a depth view's greys that show height over the surroundings
+    fill_gaps: bool = False  # where the far side shows between splats
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
@@ -62,7 +66,7 @@ class Recipe:
         return float(size)
 
     def json(self) -> dict:
-        return dataclasses.asdict(self)
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _LATER or v != _DEFAULTS[k]}
 
 
 def recipe_of(data_cfg: Mapping) -> Recipe:
@@ -83,6 +87,9 @@ def recipe_of(data_cfg: Mapping) -> Recipe:
         raise DataError(f"config.data.window ({recipe.window}) is smaller than config.data.image_size ({recipe.image_size})")
     if not 0 < recipe.zoom <= 10:
         raise DataError(f"config.data.zoom is {recipe.zoom}; it has to be above 0 and at most 10")
+    for key in ("cavity", "depth_relief"):
+        if not 0 <= getattr(recipe, key) <= 1:
+            raise DataError(f"config.data.{key} is {getattr(recipe, key)}; it has to be between 0 and 1")
     if recipe.seen not in SEEN:
         raise DataError(f"config.data.seen is {recipe.seen!r}; use one of {', '.join(SEEN)}")
     try:
@@ -111,7 +118,8 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
         shown = scan.views.fitting(recipe.points, recipe.image_size, len(recipe.camera_list()), f"{category}/{name}")
     else:
         shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
-                              recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, draw=draw)
+                              recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, cavity=recipe.cavity,
+                              depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps, draw=draw)
     # Organised scans are smoothed over their grid: each point is its only neighbour.
     near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
     out = {

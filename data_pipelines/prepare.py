@@ -147,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     recipe("--back-off", type=_back_off, metavar="yes|no|preset",
            help="draw the camera back until the whole object is in the picture")
     recipe("--zoom", type=float, metavar="Z", help="of the camera: less is nearer")
+    recipe("--cavity", type=float, metavar="SHARE", help="how far rough or sharp surface is darkened in shaded views, 0 to 1")
+    recipe("--depth-relief", type=float, metavar="SHARE",
+           help="share of a depth view's greys that shows height over the surroundings instead of distance, 0 to 1")
+    recipe("--fill-gaps", action="store_const", const=True, help="no specks of the far side between the points of the near side")
     recipe("--reader", type=_pairs, metavar="KEY=VALUE,...", help="options of the data set's reader (eyecandies: image=0 to 5)")
     return parser
 

@@ -25,6 +25,9 @@ _COMMON = {
     "sample_seed": 0,
     "back_off": None,  # as the camera list has it
     "zoom": 0.7,
+    "cavity": 0.0,  # the published views have none of the three
+    "depth_relief": 0.0,
+    "fill_gaps": False,
     "reader": {},
 }  # fmt: skip
 _MVTEC = _COMMON | {

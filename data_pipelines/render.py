@@ -21,16 +21,20 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import distance_transform_edt, gaussian_filter, grey_closing
 from scipy.spatial import cKDTree
 
 from .cameras import Cameras
-from .clouds import normals as plane_normals
+from .clouds import knn, planes
 
 GREY = 0.7  # of the material
 TAN = np.tan(np.deg2rad(30))  # half the vertical field of view of Open3D's default camera
 ZOOM = 0.7  # and its default zoom
 MARGIN = 1.02  # of cameras that are drawn back until everything is inside
 SEEN = ("front", "surface")
+FLAT, BROKEN = 1e-3, 0.1  # surface variation that is not darkened at all by `cavity`, and fully
+RELIEF = 0.04  # height, in shares of the object's largest side, that spans half the greys of relief
+FINE, COARSE = 0.006, 0.04  # relief is what lies between these two blurs, in shares of the view's side
 
 
 class Camera(NamedTuple):
@@ -197,8 +201,8 @@ def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[
 
 
 def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
-                  point_size: float, *, seen: str = "front", zoom: float = ZOOM,
-                  draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+                  point_size: float, *, seen: str = "front", zoom: float = ZOOM, cavity: float = 0.0, depth_relief: float = 0.0,
+                  fill_gaps: bool = False, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """All views of one object.
 
     Args:
@@ -208,9 +212,15 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       point_size: side of a point's square in the window, pixels.
       seen: 'front', one point per occupied pixel, the front-most (the paper); 'surface', every point on the visible surface.
       zoom: of the camera (`fit_camera`).
+      cavity: how much shading darkens where the surface is rough or sharp, 0 (published views) to 1: by the logarithm of the
+        surface variation of a point's neighbours.
+      depth_relief: share of the depth view's greys that shows height over the blurred surroundings instead of distance, 0
+        (published views) to 1: eight bits of distance leave little to a shallow dent.
+      fill_gaps: where less than a splat of the far side shows between splats of the near side, show the near side.
       draw: rasteriser to use instead of this process's.
 
-    Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0; background 255), view_mask
+    Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for
+      `depth_relief`; background 255), view_mask
       [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen before the
       points no view sees took over their nearest seen neighbour's views.
 
@@ -227,7 +237,9 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     points -= points.mean(0)
     scale = np.ptp(points, axis=0).max()
     points /= scale if scale > 0 else 1.0  # the picture does not depend on the unit, and the GL depth range fits
-    plane, labels = plane_normals(points), mask[index]
+    plane, variation = planes(points)
+    labels = mask[index]
+    lit = _lit(points, variation, cavity) if cavity else None
 
     count, size = len(cameras), image_size
     out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
@@ -244,8 +256,12 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         shots.append(Shot(turned, facing, camera))
     for v, (shot, (shade, numbers)) in enumerate(zip(shots, draw.draw(shots, point_size), strict=True)):
         columns, rows, distance = shot.camera.project(shot.points)
+        if fill_gaps:
+            shade, numbers = _without_gaps(shade, numbers, distance, point_size)
+        if lit is not None:
+            shade = np.where(numbers >= 0, shade * lit[numbers], shade)
         out["render"][v] = np.clip(np.rint(_resized(shade, size, Image.Resampling.BICUBIC) * 255), 0, 255)
-        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size)
+        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, depth_relief)
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
@@ -262,7 +278,27 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     return out | {"pix": pix, "seen": visible}
 
 
-def _depth_and_mask(numbers: np.ndarray, distance: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _lit(points: np.ndarray, variation: np.ndarray, cavity: float) -> np.ndarray:
+    """What each point keeps of its light [S] float32, 1 - cavity to 1."""
+    rough = np.clip(np.log(np.maximum(variation, FLAT) / FLAT) / np.log(BROKEN / FLAT), 0, 1)
+    return 1 - cavity * rough[knn(points, 8)].mean(1)
+
+
+def _without_gaps(shade: np.ndarray, numbers: np.ndarray, distance: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shade and numbers [W, W] in which gaps narrower than a splat of `size` pixels show what lies beside them."""
+    far = 4 * distance.max()  # of the background
+    depth = np.where(numbers >= 0, distance[numbers], far)
+    width = int(size) - (int(size) % 2 == 0)  # odd; a closing fills what is narrower
+    closed = -grey_closing(-depth, (width, width)) if width > 1 else depth
+    gap = depth - closed > 1.5 * size * closed * (2 * TAN / len(depth))
+    if not gap.any():
+        return shade, numbers
+    row, column = distance_transform_edt(gap, return_distances=False, return_indices=True)
+    return shade[row, column], numbers[row, column]
+
+
+def _depth_and_mask(numbers: np.ndarray, distance: np.ndarray, labels: np.ndarray, size: int,
+                    relief: float) -> tuple[np.ndarray, np.ndarray]:
     """Depth [H, W] uint8 and mask [H, W] bool of one view, over the pixels of which the object covers at least half."""
     shown = numbers >= 0
     parts = [np.where(shown, values, 0.0) for values in (1.0, distance[numbers], labels[numbers])]
@@ -272,5 +308,17 @@ def _depth_and_mask(numbers: np.ndarray, distance: np.ndarray, labels: np.ndarra
     image = np.full((size, size), 255, np.uint8)
     if inside.any():
         near, far = depth[inside].min(), depth[inside].max()
-        image[inside] = np.rint(255 * (far - depth[inside]) / (far - near)) if far > near else 128
+        grey = (far - depth[inside]) / (far - near) if far > near else np.full(inside.sum(), 128 / 255)
+        if relief:
+            grey = (1 - relief) * grey + relief * (0.5 + np.clip(_height(depth, inside)[inside] / (2 * RELIEF), -0.5, 0.5))
+        image[inside] = np.rint(255 * grey)
     return image, inside & (defect >= 0.5)
+
+
+def _height(depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """How much nearer than its surroundings each pixel is, [H, W], in the unit of `depth`; the background has no say."""
+    def blurred(sigma: float) -> np.ndarray:
+        weight = gaussian_filter(inside.astype(np.float64), sigma * len(depth))
+        return gaussian_filter(np.where(inside, depth, 0.0), sigma * len(depth)) / np.maximum(weight, 1e-9)
+
+    return blurred(COARSE) - blurred(FINE)

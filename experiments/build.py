@@ -44,7 +44,7 @@ def data_config(config: ConfigDict) -> dict:
     data = config.data
     sizes = {**dict(data.point_sizes), "default": data.point_size} if data.point_sizes else data.point_size
     keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
-            "cloud_points", "neighbours", "sample_seed")  # fmt: skip
+            "cavity", "depth_relief", "fill_gaps", "cloud_points", "neighbours", "sample_seed")  # fmt: skip
     return {**{key: data[key] for key in keys}, "point_size": sizes, "reader": dict(data.reader)}
 
 
@@ -126,7 +126,7 @@ def target(config: ConfigDict) -> ConfigDict:
     other.data = paper(name).data
     kept = ("image_size", "window", "points", "cloud_points", "views", "neighbours", "sample_seed")
     if not config.preset:  # the embedded CLIP has learned from pictures that look like this
-        kept += ("cameras", "back_off", "zoom", "point_size", "point_sizes")
+        kept += ("cameras", "back_off", "zoom", "cavity", "depth_relief", "fill_gaps", "point_size", "point_sizes")
     other.data.update({key: config.data[key] for key in kept})
     other.data.update({"root": config.target.root, "train_category": "", "categories": config.target.categories})
     return other

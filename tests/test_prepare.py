@@ -89,8 +89,9 @@ def test_published_values():
               "anomaly_shapenet": (1036, 12.0, "ring"), "prerendered": (1024, 12.0, "mvtec3d"), "folder": (1036, 12.0, "ring")}
     assert {name: (r["window"], r["point_size"], r["cameras"]) for name, r in recipes.RECIPES.items()} == wanted
     for name, found in recipes.RECIPES.items():
-        assert [found[key] for key in ("points", "image_size", "views", "cloud_points", "neighbours", "sample_seed", "zoom",
-                                       "back_off")] == [112896, 336, 9, 3000, 16, 0, 0.7, None]
+        keys = ("points", "image_size", "views", "cloud_points", "neighbours", "sample_seed", "zoom", "back_off")
+        assert [found[key] for key in keys] == [112896, 336, 9, 3000, 16, 0, 0.7, None]
+        assert not any(found[key] for key in ("cavity", "depth_relief", "fill_gaps"))
         assert found["reader"] == ({"image": 4} if name == "eyecandies" else {})
     sizes = recipes.RECIPES["mvtec3d"]["point_sizes"]
     assert len(sizes) == 10 and (sizes["rope"], sizes["cookie"], sizes["cable_gland"]) == (5, 6, 12)
@@ -198,6 +199,7 @@ def test_wrong_input_is_one_line_with_the_nearest_word(root, tmp_path, capsys):
              ([*good, "--pionts=5"], "unknown option '--pionts=5', did you mean '--points'"),
              ([*good, "--points=many"], "argument --points: 'many' is no whole number"),
              ([*good, "--points=3"], "--points is 3; it has to be at least 16"),
+             ([*good, "--cavity=2"], "--cavity is 2.0; it has to be between 0 and 1"),
              ([*good, "--categories=bal"], "no category 'bal'.*did you mean 'ball'"),
              ([*good, "--cameras=rong"], "--cameras: unknown camera list 'rong', did you mean 'ring'"),
              ([*good, "--reader=imgae=3"], "--reader: the reader of 'real3d' has no option 'imgae'; it takes none"),

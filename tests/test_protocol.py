@@ -1,14 +1,10 @@
 """Protocols: several auxiliary categories and their means, and evaluation on another data set."""
 
-import json
-
 import pytest
 
 from experiments import build, protocol
-from experiments.run import main, parse
+from experiments.run import parse
 from gsclip_jax.evaluate import METRICS
-
-from .test_run import SMALL
 
 
 def row(value: float) -> dict:
@@ -47,14 +43,3 @@ def test_a_target_brings_its_own_recipe_but_the_size_trained_at():
     config.target.name = "eyecandy"
     with pytest.raises(build.ConfigError, match="did you mean 'eyecandies'"):
         build.target(config)
-
-
-def test_the_protocol_from_nothing_to_the_table(tmp_path, capsys):
-    command = ["--config", "protocol.py", "--workdir", str(tmp_path / "w"), f"--config.cache={tmp_path / 'cache'}", *SMALL]
-    command += ["--config.auxiliary=bottle", "--config.compare=", "--config.eval.pictures=0"]
-    assert main(command) == 0
-    assert "mean over 1 auxiliary categories" in capsys.readouterr().out
-    found = json.loads((tmp_path / "w" / "results.json").read_text())
-    alone = json.loads((tmp_path / "w" / "bottle" / "results.json").read_text())
-    assert found["mean"] == alone["mean"] and set(found["categories"]) == {"vase"}
-    assert main(command) == 0  # finds everything done

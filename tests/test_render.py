@@ -313,3 +313,52 @@ def test_depth_and_visibility_equal_ray_casting(window):
         facing = np.abs(across) > 0.5
         wrong = (shown["drawn"][number] != open_view)[facing]
         assert 0.2 < open_view.mean() < 0.7 and facing.mean() > 0.5 and wrong.mean() < 0.03, (number, wrong.mean())
+
+
+def plate(side: int, hole: float = 0.0) -> np.ndarray:
+    """A square grid of side 2 at z = 0, without the points nearer to its middle than `hole` along both axes."""
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side)), -1).reshape(-1, 2)
+    return np.column_stack([grid[np.abs(grid).max(1) >= hole], np.zeros((np.abs(grid).max(1) >= hole).sum())])
+
+
+def test_cavity_darkens_what_is_not_flat():
+    roof = plate(60)
+    roof[:, 2] = -np.abs(roof[:, 0])  # a ridge of a right angle at x = 0: two planes
+    plain, half, full = (drawn(roof, splat=4, cavity=c) for c in (0.0, 0.5, 1.0))
+    for name in plain.keys() - {"render"}:
+        np.testing.assert_array_equal(plain[name], full[name], err_msg=name)
+    kept = full["render"][0].astype(float) / plain["render"][0]
+    rows, ridge = slice(45, 85), int(render.fit_camera(roof / 2, 128).project(np.zeros((1, 3)))[0][0] + 0.5)
+    assert (kept[rows, ridge - 25 : ridge - 12] == 1).all()  # on a plane nothing changes
+    # Half of the neighbours on either side of the ridge: lambda_0 / sum near 0.1 leaves next to nothing.
+    assert kept[rows, ridge].max() < 0.5 and full["render"].max() == 255
+    mean = (plain["render"][0].astype(int) + full["render"][0]) / 2
+    assert np.abs(half["render"][0] - mean).max() <= 1
+
+
+def test_depth_relief_shows_what_eight_bits_of_distance_hide():
+    """A step of less than a hundredth of the side on a plate, before a larger plate that takes up the range of distance."""
+    step = plate(90)
+    step[np.abs(step[:, :2]).max(1) < 0.1, 2] = 0.02
+    xyz = np.concatenate([step, plate(110) * 1.8 - [0, 0, 1.0]])
+    for share, least, most in ((0.0, 4, 6), (1.0, 12, 30)):  # 255 * 0.02 / 1.02 = 5
+        shown = drawn(xyz, splat=4, depth_relief=share)["depth"][0].astype(int)
+        assert least <= np.median(shown[62:66, 62:66]) - np.median(shown[62:66, 51:55]) <= most, share
+    # At most the step's share of the side over 2 * RELIEF: the coarse blur follows a part of it.
+    assert 10 < shown[64, 64] - 127.5 < 255 * (0.02 / 3.6) / (2 * render.RELIEF) + 1
+    assert (shown[0] == 255).all() and (shown < 255).any()
+
+
+def test_gaps_between_splats_are_filled_and_holes_are_not():
+    """A plate whose points are 1.4 splats apart before a dense one: the far one shines through, until gaps are filled."""
+    front, back = plate(22) + [0, 0, 0.3], plate(90) * 0.9 - [0, 0, 0.3]
+    mask = np.repeat([False, True], [len(front), len(back)])
+    open_, filled = (drawn(np.concatenate([front, back]), mask, splat=3.0, fill_gaps=f) for f in (False, True))
+    inside = np.s_[0, 30:98, 30:98]
+    assert 0.2 < open_["view_mask"][inside].mean() < 0.8 and not filled["view_mask"][inside].any()
+    assert np.ptp(open_["depth"][inside]) > 100 and np.ptp(filled["depth"][inside]) < 5
+    pierced = plate(57, hole=0.2)  # seven splats wide
+    shown = drawn(np.concatenate([pierced + [0, 0, 0.3], back]), splat=3.0, fill_gaps=True)["depth"][0]
+    assert shown[64, 64] < 60 and shown[64, 40] > 200
+    alone = [drawn(pierced, splat=3.0, fill_gaps=f)["depth"] for f in (False, True)]
+    np.testing.assert_array_equal(*alone)  # background through a hole stays, and so does the outline

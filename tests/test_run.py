@@ -181,3 +181,14 @@ def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
     config.data.synthetic.held_out = ("dint",)
     with pytest.raises(build.ConfigError, match="choose some of bulge"):
         build._write_synthetic(config, tmp_path, 2, lambda line: None)
+
+def test_the_protocol_to_the_table(finished, tmp_path, capsys):
+    """Beside the run above: the same records, programs and, for the one auxiliary category, the same figures."""
+    workdir, command = finished
+    command = ["--config", "protocol.py", "--workdir", str(tmp_path / "w"), *command[4:]]
+    command += ["--config.auxiliary=bottle", "--config.compare=", "--config.eval.pictures=0"]
+    assert run.main(command) == 0
+    assert "mean over 1 auxiliary categories" in capsys.readouterr().out
+    found, alone = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "w", workdir))
+    assert found["mean"] == alone["mean"] and set(found["categories"]) == {"vase"}
+    assert run.main(command) == 0  # finds everything done

@@ -46,6 +46,9 @@ def embedded() -> ConfigDict:
             "cameras": "ring",
             "back_off": True,  # the camera goes as far away as it takes to see everything
             "zoom": 0.55,  # of the camera: less is nearer; the published views have 0.7
+            "cavity": 0.0,  # how far rough or sharp surface is darkened in shaded views
+            "depth_relief": 0.0,  # share of a depth view's greys for height over the surroundings, not distance
+            "fill_gaps": False,  # no specks of the far side between the points of the near side
             "window": 336,  # pixels drawn before the picture is reduced to image_size
             "point_size": 8.0,
             "point_sizes": {},  # category -> size, where they differ
