@@ -84,6 +84,19 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     return found
 
 
+def note_order(rows: list[Row]) -> None:
+    """Writes the rows' names into rows.json beside them, behind those of other sweeps there: tables keep this order."""
+    from gsclip_jax.evaluate import write_json
+
+    for folder in dict.fromkeys(row.workdir.parent for row in rows):
+        path = folder / "rows.json"
+        old = json.loads(path.read_text()) if path.exists() else []
+        names = list(dict.fromkeys([*old, *(row.label for row in rows if row.workdir.parent == folder)]))
+        if names != old:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, names)
+
+
 def _module(name: str):
     from experiments.run import find_config
 
@@ -243,6 +256,7 @@ def _main(arguments: list[str], own_process: bool) -> int:
         for row in rows:
             print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
         return 0
+    note_order(rows)
     if options.row is not None:
         if own_process:  # JAX has not started yet
             import jax

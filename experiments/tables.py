@@ -80,8 +80,11 @@ def collect(folders: list[Path]) -> list[Entry]:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
+        order = folder / "rows.json"  # of a sweep; runs that it does not name come last
+        names = json.loads(order.read_text()) if order.exists() else []
+        number = {name: i for i, name in enumerate(names)}
         files = [folder / "results.json"] if (folder / "results.json").exists() else sorted(
-            folder.glob("*/results.json"), key=lambda p: (p.stat().st_mtime, p))  # fmt: skip
+            folder.glob("*/results.json"), key=lambda p: (number.get(p.parent.name, len(number)), p))  # fmt: skip
         if not files:
             raise ValueError(f"{folder} holds no results.json, nor do the folders in it: run experiments.run or .sweep first")
         for file in files:

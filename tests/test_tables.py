@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import tables
+from experiments import sweep, tables
 from experiments.published import MODULES, ROWS
 
 
@@ -33,6 +33,15 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path):
     assert four.value("o_auroc") == (pytest.approx(190 / 3), pytest.approx(statistics.stdev([50, 60, 80])))
     assert tables.show(four.value("o_auroc")) == "63.3 ± 15.3" and tables.show(eight.value("p_auroc")) == "37.5"
     assert tables.show(four.value("p_pro")) == "-"
+
+
+def test_rows_stand_in_the_order_of_the_sweep(tmp_path):
+    for name in ("a", "b", "c", "extra"):
+        leave(tmp_path / f"{name}-s0", 0.5)
+    rows = [sweep.Row(i, name, None, tmp_path / f"{name}-s0") for i, name in enumerate("cab")]
+    sweep.note_order(rows[:2])
+    sweep.note_order(rows)  # another sweep of the same folder adds its own behind
+    assert [entry.name for entry in tables.collect([tmp_path])] == ["c", "a", "b", "extra"]
 
 
 def test_published_numbers_stand_beside_the_same_protocol_alone(tmp_path):

@@ -40,13 +40,10 @@ class Scan:
     """A scan in file order: S points, of which the organised ones are the row-major pixels of an H x W grid."""
 
     xyz: np.ndarray  # [S, 3] float32, the scan's own unit and frame
-    mask: np.ndarray  # [S] bool, defective points
+    mask: np.ndarray  # [S] bool, defective points; all false where nobody marked them (`Sample.labelled`)
     valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans
     grid: tuple[int, int] | None = None  # (H, W) of organised scans
     rgb: np.ndarray | None = None  # [H, W, 3] uint8
-    # False for a defective scan of which nobody marked the points: `mask` is then all false, and the object counts for
-    # object metrics alone. Such a scan's Sample has label 1 and no mask_path.
-    labelled: bool = True
     views: GivenViews | None = None  # where the data set brings its own pictures
 
 

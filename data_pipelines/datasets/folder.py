@@ -5,7 +5,7 @@ Scans: ply, pcd, xyz, txt, csv, npy (points; of a ply with faces the corners); s
 (organised; 0, 0, 0 or NaN = no data; with the background cut off already). A scan's marks are `masks/<kind>/<stem>.*`,
 `masks/<stem>.*` or `<stem>_mask.*` beside it; `truth.read_marks` says what may be in them.
 
-A defective scan without marks has label 1, no mask_path, and loads with `labelled` false and an all-false mask: it counts for
+A defective scan without marks has label 1, no mask_path, is not `labelled`, and loads with an all-false mask: it counts for
 object metrics; point metrics and training on points have to leave it out, because its defective points would pass for good ones.
 """
 
@@ -109,7 +109,7 @@ class Folder:
             xyz = clean(points, path)
             valid = np.ones(len(xyz), bool)
         if sample.mask_path is None:
-            return Scan(xyz, np.zeros(len(xyz), bool), valid, grid, labelled=not sample.label)
+            return Scan(xyz, np.zeros(len(xyz), bool), valid, grid)
         marks = Path(sample.mask_path)
         if not marks.is_file():
             raise DataError(f"{marks}: no such file")
