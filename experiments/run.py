@@ -211,7 +211,8 @@ def run(config, workdir: Path) -> None:
     import jax
 
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
+    if not jax.config.jax_compilation_cache_dir:  # the user's own, of JAX_COMPILATION_CACHE_DIR, stays
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
     if config.task == "pretrain":
         from experiments import pretrain
         from experiments.pipeline import claim_workdir

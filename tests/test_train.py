@@ -114,7 +114,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(one_device, tmp
     same(train(tiny.STAGE2, one_device, tmp_path / "cut", steps=3, batches=None), whole, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((4, 1), marks=pytest.mark.slow), (2, 2)])
 def test_devices_change_nothing(one_device, tmp_path, shape):
     """Batch split over `data`, encoders over `model`: the same losses and parameters up to summation order."""
     rows = {}
