@@ -127,6 +127,7 @@ def test_submitit_runs_the_rows_that_are_missing(tmp_path):
         sweep.submit(rows, command, {"cluster": "local", "timeout_min": "long"}, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_runs_its_rows_in_processes_of_their_own(tmp_path):
     """The real children on a method without learning: from scans to the table, and a second time from what is there."""
     name = write_sweep(tmp_path, '''{
