@@ -351,13 +351,3 @@ def planes(xyz: np.ndarray, k: int = 30) -> tuple[np.ndarray, np.ndarray]:
     values = np.maximum(values, 0)
     share = values[:, 0] / np.maximum(values.sum(1), np.finfo(np.float64).tiny)
     return vectors[:, :, 0], share.astype(np.float32)
-
-
-def normals(xyz: np.ndarray, k: int = 30) -> np.ndarray:
-    """The unit normals of `planes`."""
-    return planes(xyz, k)[0]
-
-
-def surface_variation(xyz: np.ndarray, k: int = 30) -> np.ndarray:
-    """The surface variation of `planes`; a baseline."""
-    return planes(xyz, k)[1]

@@ -25,16 +25,14 @@ from .datasets import DataError, Reader, Sample, Scan, open_reader
 from .datasets.base import near
 from .render import SEEN, ZOOM, Rasteriser, rasteriser, render_object
 
-# What makes a record, and the values of keys that a configuration may leave out.
-_KEYS = ("points", "image_size", "views", "cameras", "window", "point_size", "cloud_points", "neighbours", "sample_seed")
 BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
-_DEFAULTS = {"seen": "front", "back_off": None, "zoom": ZOOM, "cavity": 0.0, "depth_relief": 0.0, "fill_gaps": False}
 _LATER = ("cavity", "depth_relief", "fill_gaps")  # not part of a recipe's JSON at their defaults: older records keep their key
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a scan becomes a record. Everything here is part of the key under which records are kept."""
+    """How a scan becomes a record. Everything here is part of the key under which records are kept; a configuration may leave out
+    what has a default."""
 
     points: int  # M scored points
     image_size: int  # H = W of the stored views
@@ -66,7 +64,10 @@ class Recipe:
         return float(size)
 
     def json(self) -> dict:
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _LATER or v != _DEFAULTS[k]}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _LATER or v != _FIELDS[k].default}
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 
 def recipe_of(data_cfg: Mapping) -> Recipe:
@@ -75,11 +76,11 @@ def recipe_of(data_cfg: Mapping) -> Recipe:
     Raises:
       DataError: a missing key or a value out of range.
     """
-    plain = json.loads(json.dumps({key: _plain(data_cfg[key]) for key in (*_KEYS, *_DEFAULTS) if key in data_cfg}))
-    missing = [key for key in _KEYS if key not in plain]
+    plain = json.loads(json.dumps({key: _plain(data_cfg[key]) for key in _FIELDS if key in data_cfg}))
+    missing = [key for key, field in _FIELDS.items() if field.default is dataclasses.MISSING and key not in plain]
     if missing:
         raise DataError(f"config.data lacks {', '.join(missing)}")
-    recipe = Recipe(**{**_DEFAULTS, **plain})
+    recipe = Recipe(**plain)
     for key, least in (("points", 16), ("image_size", 16), ("window", 16), ("cloud_points", 1), ("neighbours", 1)):
         if getattr(recipe, key) < least:
             raise DataError(f"config.data.{key} is {getattr(recipe, key)}; it has to be at least {least}")

@@ -219,10 +219,9 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       fill_gaps: where less than a splat of the far side shows between splats of the near side, show the near side.
       draw: rasteriser to use instead of this process's.
 
-    Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for
-      `depth_relief`; background 255), view_mask
-      [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen before the
-      points no view sees took over their nearest seen neighbour's views.
+    Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for `depth_relief`; background
+      255), view_mask [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen
+      before the points no view sees took over their nearest seen neighbour's views.
 
     Raises:
       ValueError: unknown `seen`, no valid point.

@@ -211,7 +211,7 @@ def run(config, workdir: Path) -> None:
     import jax
 
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
-    if not jax.config.jax_compilation_cache_dir:  # the user's own, of JAX_COMPILATION_CACHE_DIR, stays
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the user's own stays
         jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
     if config.task == "pretrain":
         from experiments import pretrain

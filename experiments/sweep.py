@@ -88,13 +88,12 @@ def note_order(rows: list[Row]) -> None:
     """Writes the rows' names into rows.json beside them, behind those of other sweeps there: tables keep this order."""
     from gsclip_jax.evaluate import write_json
 
-    for folder in dict.fromkeys(row.workdir.parent for row in rows):
-        path = folder / "rows.json"
-        old = json.loads(path.read_text()) if path.exists() else []
-        names = list(dict.fromkeys([*old, *(row.label for row in rows if row.workdir.parent == folder)]))
-        if names != old:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, names)
+    path = rows[0].workdir.parent / "rows.json"
+    old = json.loads(path.read_text()) if path.exists() else []
+    names = list(dict.fromkeys([*old, *(row.label for row in rows)]))
+    if names != old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, names)
 
 
 def _module(name: str):
