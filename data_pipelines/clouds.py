@@ -329,25 +329,20 @@ def knn(xyz: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate([found, np.repeat(found[:, -1:], max(0, k - found.shape[1]), axis=1)], axis=1)
 
 
-def _spread(xyz: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [S, 3] ascending and eigenvectors [S, 3, 3] of the covariance of k nearest points, in blocks of points."""
-    points, near = xyz.astype(np.float64), knn(xyz, k)
-    values, vectors = np.empty((len(xyz), 3)), np.empty((len(xyz), 3, 3))
-    for start in range(0, len(xyz), 16384):
-        part = slice(start, start + 16384)
-        patch = points[near[part]]
-        patch = patch - patch.mean(1, keepdims=True)
-        values[part], vectors[part] = np.linalg.eigh(np.einsum("ski,skj->sij", patch, patch) / patch.shape[1])
-    return values, vectors
-
-
-def planes(xyz: np.ndarray, k: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """The plane through the k nearest points: unit normals [S, 3] float64, of either sign, and surface variation [S] float32.
+def planes(xyz: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The plane through the points `near` [S, k] (`knn`): unit normals [S, 3] float64, of either sign, and surface variation [S]
+    float32.
 
     Surface variation is lambda_0 / (lambda_0 + lambda_1 + lambda_2) of their covariance: 0 on a plane, at most 1/3.
     Source: Pauly et al., Efficient simplification of point-sampled surfaces (2002).
     """
-    values, vectors = _spread(xyz, k)
+    points = xyz.astype(np.float64)
+    values, vectors = np.empty((len(xyz), 3)), np.empty((len(xyz), 3, 3))
+    for start in range(0, len(xyz), 16384):  # in blocks: memory
+        part = slice(start, start + 16384)
+        patch = points[near[part]]
+        patch = patch - patch.mean(1, keepdims=True)
+        values[part], vectors[part] = np.linalg.eigh(np.einsum("ski,skj->sij", patch, patch) / patch.shape[1])
     values = np.maximum(values, 0)
     share = values[:, 0] / np.maximum(values.sum(1), np.finfo(np.float64).tiny)
     return vectors[:, :, 0], share.astype(np.float32)

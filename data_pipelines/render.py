@@ -236,9 +236,10 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     points -= points.mean(0)
     scale = np.ptp(points, axis=0).max()
     points /= scale if scale > 0 else 1.0  # the picture does not depend on the unit, and the GL depth range fits
-    plane, variation = planes(points)
+    near = knn(points, 30)
+    plane, variation = planes(points, near)
     labels = mask[index]
-    lit = _lit(points, variation, cavity) if cavity else None
+    lit = _lit(variation, near[:, :8], cavity) if cavity else None
 
     count, size = len(cameras), image_size
     out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
@@ -277,10 +278,10 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     return out | {"pix": pix, "seen": visible}
 
 
-def _lit(points: np.ndarray, variation: np.ndarray, cavity: float) -> np.ndarray:
-    """What each point keeps of its light [S] float32, 1 - cavity to 1."""
+def _lit(variation: np.ndarray, near: np.ndarray, cavity: float) -> np.ndarray:
+    """What each point keeps of its light [S] float32, 1 - cavity to 1, by the surface variation [S] of points near it [S, k]."""
     rough = np.clip(np.log(np.maximum(variation, FLAT) / FLAT) / np.log(BROKEN / FLAT), 0, 1)
-    return 1 - cavity * rough[knn(points, 8)].mean(1)
+    return 1 - cavity * rough[near].mean(1)
 
 
 def _without_gaps(shade: np.ndarray, numbers: np.ndarray, distance: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:

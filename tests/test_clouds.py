@@ -135,13 +135,17 @@ def test_knn_starts_with_the_point_itself():
 def test_normals_and_variation():
     rng = np.random.default_rng(0)
     plane = np.concatenate([rng.uniform(-1, 1, (800, 2)), np.zeros((800, 1))], 1)
-    np.testing.assert_allclose(np.abs(clouds.planes(plane)[0] @ [0, 0, 1]), 1, atol=1e-9)
-    assert clouds.planes(plane)[1].max() < 1e-9
-    assert abs(clouds.planes(rng.normal(size=(4000, 3)), k=1000)[1].mean() - 0.25) < 0.08  # a ball: near 1/3
+
+    def planes(points, k=30):
+        return clouds.planes(points, clouds.knn(points, k))
+
+    np.testing.assert_allclose(np.abs(planes(plane)[0] @ [0, 0, 1]), 1, atol=1e-9)
+    assert planes(plane)[1].max() < 1e-9
+    assert abs(planes(rng.normal(size=(4000, 3)), k=1000)[1].mean() - 0.25) < 0.08  # a ball: near 1/3
     xyz, mask = ellipsoid(3000, 0, bump=True)
     ring = np.abs((xyz - [100, -40, 5]) / [12, 9, 7] @ [0.6, 0, -0.8] / np.linalg.norm((xyz - [100, -40, 5]) / [12, 9, 7], axis=1)
                   - 0.93) < 0.02
-    assert clouds.planes(xyz)[1][ring].mean() > 2 * clouds.planes(xyz)[1][~ring].mean()  # the bump's edge
+    assert planes(xyz)[1][ring].mean() > 2 * planes(xyz)[1][~ring].mean()  # the bump's edge
 
 
 def test_seeds_depend_on_every_word():

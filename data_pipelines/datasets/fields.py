@@ -92,6 +92,18 @@ def turn(body: Field, rotation: np.ndarray) -> Field:
     return lambda p: body(p @ matrix)
 
 
+def grow(body: Field, scale: float) -> Field:
+    """`body` made `scale` times as large."""
+    return lambda p: np.float32(scale) * body(p / np.float32(scale))
+
+
+def attitude(rng: np.random.Generator) -> np.ndarray:
+    """A rotation matrix [3, 3], all equally likely."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q if np.linalg.det(q) > 0 else q[:, [1, 0, 2]]
+
+
 def about(axis: str, degrees: float) -> np.ndarray:
     """Rotation matrix [3, 3] about a coordinate axis."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))

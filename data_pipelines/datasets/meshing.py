@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from data_pipelines.datasets.fields import Field
@@ -19,6 +20,11 @@ class Mesh(NamedTuple):
 
     vertices: np.ndarray
     faces: np.ndarray
+
+
+def pieces(mesh: Mesh) -> int:
+    """Number of connected surfaces; a void inside is one of its own."""
+    return connected_components(edge_graph(mesh), directed=False)[0]
 
 
 def fitting_resolution(field: Field, half: np.ndarray, finest: int = 88) -> int:

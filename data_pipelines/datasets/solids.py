@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipelines.datasets import fields as f
 from data_pipelines.datasets import solids_eval as later
+from data_pipelines.datasets import solids_families as more
 from data_pipelines.datasets import solids_pretrain as first
 from data_pipelines.datasets.fields import Solid
-from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field
+from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, pieces
 
 Generator = Callable[[np.random.Generator], Solid]
 
@@ -24,6 +26,8 @@ SETS_OF_GENERATORS: dict[str, tuple[Generator, ...]] = {
         first.soap, first.ring, first.gear, first.spring, first.dice, first.cone, first.plate, first.cross, first.elbow,
         first.bowl, first.knob, first.hook, first.star, first.spindle, first.funnel, first.cutout, first.pebble, first.cluster,
         first.column, first.wire, first.frame, first.saddle, first.auger, first.stack,
+        more.crystal, more.truss, more.hub, more.casting, more.blob, more.profile, more.chain, more.cheese, more.branch,
+        more.hood, more.ribbon, more.vessel,
     ),
     "train": (later.bottle, later.bracket, later.nut),
     "dev": (later.cup, later.wheel, later.dumbbell),
@@ -38,6 +42,28 @@ def solid(category: str, rng: np.random.Generator) -> Solid:
     if category not in GENERATORS:
         raise ValueError(f"unknown synthetic category '{category}': choose from {', '.join(GENERATORS)}")
     return GENERATORS[category](rng)
+
+
+def graft(body: Solid, category: str, share: float, rng: np.random.Generator) -> Solid:
+    """The body, or for a `share` of bodies the body grown together with a smaller one of any category of its set, at any angle.
+
+    Surfaces of one category meet at few angles; what is sound in general is learned from many.
+    """
+    if rng.random() >= share:
+        return body
+    kin = next(names for names in SETS.values() if category in names)
+    for _ in range(6):  # hollow bodies may come to lie apart
+        other, rotation, scale = solid(rng.choice(kin), rng), f.attitude(rng), rng.uniform(0.4, 0.8)
+        here, there = (mesh_field(*part, 24).vertices for part in (body, other))
+        at = here[rng.integers(len(here))] - 0.85 * scale * (rotation @ there[rng.integers(len(there))])
+        part = f.move(f.turn(f.grow(other.field, scale), rotation), at)
+        corner = scale * np.abs(rotation) @ other.half
+        low, high = np.minimum(-body.half, at - corner), np.maximum(body.half, at + corner)
+        middle = (low + high) / 2
+        whole = Solid(f.move(f.union(body.field, part, fillet=rng.uniform(0.0, 0.1)), -middle), (high - low) / 2)
+        if pieces(mesh_field(*whole, 48)) == 1:
+            return whole
+    return body
 
 
 def make_solid(category: str, rng: np.random.Generator) -> Mesh:

@@ -34,7 +34,7 @@ from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD
 from data_pipelines.datasets.fields import about
 from data_pipelines.datasets.finish import finish
 from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, sample_surface
-from data_pipelines.datasets.solids import GENERATORS, SETS, solid
+from data_pipelines.datasets.solids import GENERATORS, SETS, graft, solid
 
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
@@ -46,21 +46,25 @@ _UPRIGHT = (
 
 def make_object(
     category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test",
-    relief: float = 0.0,
+    relief: float = 0.0, grafts: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest
     row).
 
     `index` names the object inside its category: the good and the defective object of one index are the same body in the
     same pose, with the same warp, number of points and noise; only the defect and the drawn points differ. S lies within 10% of
-    `points`; a share `relief` of numbers carries sound relief. Raises ValueError for an unknown
+    `points`; a share `relief` of numbers carries sound relief, a share `grafts` has a part of another kind
+    grown on. Raises ValueError for an unknown
     category, and when a defect finds no place.
     """
     root = (seed, zlib.crc32(category.encode()), {"test": 0, "train": 1}[split], index)
     shape_rng = np.random.default_rng(np.random.SeedSequence((*root, 0)))
     pair_rng = np.random.default_rng(np.random.SeedSequence((*root, 2)))
     kind_rng = np.random.default_rng(np.random.SeedSequence((*root, 1, zlib.crc32(defect.encode()))))
-    body = finish(solid(category, shape_rng), relief, np.random.default_rng(np.random.SeedSequence((*root, 3))))
+    body = solid(category, shape_rng)
+    if grafts:
+        body = graft(body, category, grafts, np.random.default_rng(np.random.SeedSequence((*root, 4))))
+    body = finish(body, relief, np.random.default_rng(np.random.SeedSequence((*root, 3))))
     mesh = mesh_field(*body, fitting_resolution(*body))
     unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
     scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))
@@ -141,6 +145,7 @@ def write(
     difficulty: str = "middle",
     defects: Sequence[str] = ALL_DEFECTS,
     relief: float = 0.0,
+    grafts: float = 0.0,
     workers: int = 2,
 ) -> None:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the workers or interruptions.
@@ -149,7 +154,7 @@ def write(
     ValueError for unknown names, numbers out of range, and a folder that holds a set of other settings.
     """
     categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
-    _check(categories, seed, good, defective, points, difficulty, defects, relief)
+    _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts)
     root = Path(root)
     settings = {
         "format": FORMAT,
@@ -160,6 +165,7 @@ def write(
         "good": good,
         "defective": defective,
         **({"relief": relief} if relief else {}),
+        **({"grafts": grafts} if grafts else {}),
     }
     manifest = root / "manifest.json"
     old = json.loads(manifest.read_text()) if manifest.exists() else None
@@ -180,7 +186,7 @@ def write(
     jobs = [job for c in categories for job in _jobs(c, seed, good, defective, defects)]
     missing = [job for job in jobs if not _row_path(root, job).exists()]
     if missing:
-        _run(root, missing, int(seed), points, difficulty, workers, relief)
+        _run(root, missing, int(seed), points, difficulty, workers, relief, grafts)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
     text = json.dumps(
         {"settings": settings, "categories": list(everything), "samples": [json.loads(p.read_text()) for p in rows]},
@@ -190,7 +196,7 @@ def write(
         _write(manifest, text.encode())
 
 
-def _check(categories, seed, good, defective, points, difficulty, defects, relief) -> None:
+def _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts) -> None:
     for what, names, known in (
         ("category", categories, GENERATORS),
         ("defect", defects, ALL_DEFECTS),
@@ -206,8 +212,9 @@ def _check(categories, seed, good, defective, points, difficulty, defects, relie
             f"seed={seed}, good={good}, defective={defective}, points={points}: seed and counts must not be negative, "
             "points at least 200, and defective objects need at least one kind of defect"
         )
-    if not 0 <= relief <= 1:
-        raise ValueError(f"relief={relief}: the share of objects with sound relief lies between 0 and 1")
+    for name, share, of in (("relief", relief, "sound relief"), ("grafts", grafts, "a part of another kind")):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share}: the share of objects with {of} lies between 0 and 1")
 
 
 Job = tuple[str, str, int, str, str]  # category, split, index, defect, file stem
@@ -226,12 +233,14 @@ def _row_path(root: Path, job: Job) -> Path:
     return root / job[0] / "meta" / f"{job[4]}.json"
 
 
-def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, workers: int, relief: float) -> None:
+def _run(
+    root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, workers: int, relief: float, grafts: float
+) -> None:
     """Here, or in child processes of this module: they inherit no threads and import neither TensorFlow nor JAX."""
     workers = min(workers, len(jobs) // 4)
     if workers <= 1:
         for job in jobs:
-            _make(root, job, seed, points, difficulty, relief)
+            _make(root, job, seed, points, difficulty, relief, grafts)
         return
     package = str(Path(__file__).resolve().parents[2])
     env = {
@@ -256,6 +265,7 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
                         "points": points,
                         "difficulty": difficulty,
                         "relief": relief,
+                        "grafts": grafts,
                     }
                 )
             )
@@ -273,10 +283,10 @@ def _run(root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, w
         )
 
 
-def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief: float) -> None:
+def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief: float, grafts: float) -> None:
     category, split, index, defect, stem = job
     xyz, labels, row = make_object(
-        category, seed, index, defect, points=points, difficulty=difficulty, split=split, relief=relief
+        category, seed, index, defect, points=points, difficulty=difficulty, split=split, relief=relief, grafts=grafts
     )
     folder = root / category
     header = (
@@ -314,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--defects", default=",".join(ALL_DEFECTS), help="comma-separated kinds")
     parser.add_argument("--difficulty", default="middle", help=", ".join(DIFFICULTIES))
     parser.add_argument("--relief", type=float, default=0.0, help="share of objects with sound relief")
+    parser.add_argument("--grafts", type=float, default=0.0, help="share of objects with a part of another kind grown on")
     for name, default in (("seed", 0), ("good", 10), ("defective", 10), ("points", 10_000), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
@@ -324,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.part:
             part = json.load(sys.stdin)
             for job in part["jobs"]:
-                _make(Path(part["root"]), tuple(job), *(part[key] for key in ("seed", "points", "difficulty", "relief")))
+                _make(Path(part["root"]), tuple(job), *(part[k] for k in ("seed", "points", "difficulty", "relief", "grafts")))
             return
         if not args.out:
             parser.error("--out is needed: the folder to write to")
@@ -339,6 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             difficulty=args.difficulty,
             defects=args.defects.split(","),
             relief=args.relief,
+            grafts=args.grafts,
             workers=args.workers,
         )
     except (ValueError, OSError) as error:
