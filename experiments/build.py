@@ -19,7 +19,7 @@ from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
 from gsclip_jax.baselines.pointad import WORDS, PointAd
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
 from gsclip_jax.clip import ClipConfig, clip_module, init_clip
-from gsclip_jax.convert.load import load_clip, load_pointnet2
+from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import content_hash
 from gsclip_jax.gddm import GddmConfig
 from gsclip_jax.gsclip import RELEASED, GsClip, GsClipConfig, Switches
@@ -80,7 +80,7 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
             raise ConfigError(f"no embedded category {name!r}{suggest(name, everything)} Known: {', '.join(everything)}")
     names = [name for name in (config.data.categories or synthetic.SETS[made["set"]]) if name != train]
     common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
-              "workers": workers}  # fmt: skip
+              "grafts": made.grafts, "workers": workers}  # fmt: skip
     progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
     shown = tuple(kind for kind in synthetic.ALL_DEFECTS if kind not in made.held_out)
     if len(shown) + len(set(made.held_out)) != len(synthetic.ALL_DEFECTS) or not shown:
@@ -96,6 +96,7 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
         for wanted, good, defective, kinds in parts:
             recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
             recipe += f"-relief{made.relief:g}" if made.relief else ""
+            recipe += f"-grafts{made.grafts:g}" if made.grafts else ""
             recipe += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
             folder = scans / f"solids-{recipe}"
             synthetic.write(folder, categories=wanted, good=good, defective=defective, defects=kinds, **common)
@@ -157,20 +158,25 @@ def index_rows(records: RecordSet, categories: list[str]) -> list[dict]:
 def stages(config: ConfigDict) -> tuple[Stage, Stage]:
     """The two rows of GS-CLIP: which groups train, and how fast."""
     one, two = config.stage1, config.stage2
-    depth = ("clip_depth",) if _switches(config).own_depth_tower else ()
+    more = (("clip_depth",) if _switches(config).own_depth_tower else ()) + (("surface",) if _surface_share(config) else ())
     stage1 = Stage(
         "stage1",
         train={"prompts": one.learning_rate, "gddm": one.learning_rate, "pointnet2": one.pointnet2_rate},
-        frozen=("clip", "lora", "srm", *depth),
+        frozen=("clip", "lora", "srm", *more),
         epochs=one.epochs, batch_size=one.batch_size,
     )  # fmt: skip
     stage2 = Stage(
         "stage2",
         train={"srm": two.learning_rate, "lora": two.learning_rate * two.lora_factor},
-        frozen=("clip", "prompts", "gddm", "pointnet2", *depth),
+        frozen=("clip", "prompts", "gddm", "pointnet2", *more),
         epochs=two.epochs, batch_size=two.batch_size,
     )  # fmt: skip
     return stage1, stage2
+
+
+def _surface_share(config: ConfigDict) -> float:
+    """GS-CLIP's as the paper has it, with ours added; neither the released code nor the other methods know the stream."""
+    return config.model.surface_share if config.method == "gsclip" and config.variant == "paper" else 0.0
 
 
 def _switches(config: ConfigDict) -> Switches:
@@ -216,7 +222,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
         smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
         use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
-        render_share=m.render_share,
+        render_share=m.render_share, surface_share=_surface_share(config),
         switches=_switches(config),
     )  # fmt: skip
     if config.method == "plain_clip":
@@ -231,6 +237,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     if cfg.switches.own_depth_tower:
         params["clip_depth"] = {"visual": init_clip(jax.random.key(config.seed + 2), clip_cfg)["visual"]}
         weights["clip_depth"] = content_hash(params["clip_depth"])
+    if cfg.surface_share:
+        params["surface"], weights["surface"] = load_surface(config.clip.name, clip_cfg.embed_dim)
     if p.weights:
         params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(p.weights, net)
     return method, params, stats, weights

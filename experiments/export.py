@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.build import ConfigError, build_model
+from experiments.configs.common import embedded
 from gsclip_jax.convert.store import is_stored, load_params, save_params
 from gsclip_jax.method import Method, Params, Stats
 
@@ -21,7 +22,7 @@ EMBEDDED = Path(__file__).parents[1] / "gsclip_jax" / "assets" / "demo"
 
 
 def save_model(folder: Path, config: ConfigDict, params: Params, stats: Stats, weights: dict, dtype: str = "float32") -> None:
-    """Writes the groups that training changed (never the CLIP) with the statistics and the whole configuration."""
+    """Writes all groups but the CLIP with the statistics and the whole configuration."""
     trained = {group: tree for group, tree in params.items() if group not in ("clip", "clip_depth")}
     about = {"kind": "gsclip", "config": json.loads(config.to_json_best_effort()), "clip_sha256": weights.get("clip")}
     save_params(folder, jax.device_get({**trained, "stats": stats}), config=about, dtype=dtype)
@@ -31,12 +32,18 @@ def load_model(folder: Path) -> tuple[Method, Params, Stats, ConfigDict]:
     """The trained method of `save_model`, with its CLIP loaded from where the configuration says.
 
     Raises:
-      ConfigError: no trained model there, or the CLIP found is not the one it was trained with.
+      ConfigError: no trained model there, one of an earlier version, or another CLIP than it was trained with.
     """
     if not is_stored(folder):
         raise ConfigError(f"{folder.parent} holds no trained model; run stage2.py with this --workdir first")
     tree, about = load_params(folder)
     config = ConfigDict(about["config"])
+    known = embedded()
+    if "model" in config and "surface_share" not in config.model:
+        config.model.surface_share = 0.0  # what models had before there was the stream
+    missing = [f"{part}.{key}" for part in ("data", "model") for key in known[part] if key not in config.get(part, {})]
+    if missing:
+        raise ConfigError(f"{folder}: made by an earlier version, its configuration has no {', '.join(missing)}; train it again")
     method, params, stats, weights = build_model(config)
     if about["clip_sha256"] != weights.get("clip"):
         raise ConfigError(

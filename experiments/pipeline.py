@@ -147,7 +147,8 @@ class Run:
     def _stage(self, method: Method, stage: Stage, params: Params, stats: Stats, weights: dict) -> tuple[Params, Stats]:
         records, category, seed = self.records, self.config.data.train_category, self.config.seed
         # What the stored features depend on: the records, the weights, and for stage 2 everything stage 1 made.
-        made_by = json.dumps([records.key, category, weights, stage.name, self._upstream(stage)])
+        used = {name: value for name, value in weights.items() if name != "surface"}  # that stream trains nothing, stores nothing
+        made_by = json.dumps([records.key, category, used, stage.name, self._upstream(stage)])
         name = hashlib.sha256(made_by.encode()).hexdigest()[:16]
         everything = lambda: eval_batches(records, categories=[category], batch_size=stage.batch_size)  # noqa: E731
         count = len(records.rows([category]))
@@ -174,6 +175,7 @@ class Run:
         model = {k: config[k] for k in ("variant", "clip", "pointnet2")}
         if stage.name == "stage1":
             return model
+        config["model"].pop("surface_share")
         return {**model, "model": config["model"], "stage1": config["stage1"], "seed": config["seed"]}
 
     def evaluate(self, upto: str = "stage2") -> dict:

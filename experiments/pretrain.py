@@ -1,6 +1,6 @@
-"""`--config pretrain.py`: the embedded CLIP and PointNet++ start, from rendered solids of the pretraining categories to one file.
+"""`--config pretrain.py`: the embedded CLIP, its surface stream and the PointNet++ start, from rendered solids to one file.
 
-Both train through the same `fit` as everything else, so a killed pretraining continues.
+All train through the same `fit` as everything else, so a killed pretraining continues.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from data_pipelines.input import eval_batches
 from data_pipelines.records import RecordSet
 from experiments.build import ConfigError, load_records
 from experiments.captions import Captioner, make_tokenizer, vocabulary
-from gsclip_jax.clip import ClipConfig
-from gsclip_jax.convert.load import load_clip, load_pointnet2
+from gsclip_jax.clip import ClipConfig, clip_module, encode_tokens
+from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
 from gsclip_jax.pointnet2 import PointNet2Config
 from gsclip_jax.pretrain import ClipPretraining, PointPretraining
 from gsclip_jax.pretrain_start import look_around, whitening
+from gsclip_jax.pretrain_surface import SurfacePretraining, surface_batches, surface_sample
 from gsclip_jax.pretrain_views import cloud_batches, rugged_views, twins, view_batches
 from gsclip_jax.sharding import make_mesh
+from gsclip_jax.similarity import normalise
+from gsclip_jax.surface import DESCRIPTION
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
 
@@ -33,14 +36,15 @@ CONTEXT = 77  # room for the learned prompts; captions need 16
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Renders, trains both networks, writes config.out."""
+    """Renders, trains the three networks, writes config.out."""
     from data_pipelines.datasets.synthetic import SETS
 
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    views = _load(sets, ("render", "depth", "view_mask"), rugged=rugged_views) | {"twin": twins(sets[0].index)}
+    views = _load(sets, ("render", "depth", "view_mask", "xyz", "point_mask"), rugged=rugged_views, sample=surface_sample)
+    views["twin"] = twins(sets[0].index)
     if not config.clip_stage.defects:
         views = _sound(views)
         views["twin"] = np.arange(len(views["render"]))
@@ -67,6 +71,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         visual = {**params["clip"]["visual"], "patch_embed": jax.numpy.asarray(whitening(views, clip_cfg, config.seed))}
         params["clip"]["visual"] = look_around(visual, clip_cfg, config.seed)
     captioner = Captioner(tokenizer)
+    shared = {"mesh": mesh, "seed": config.seed, "writer": writer}
     for number, row in enumerate(rows):
         batches = lambda first, number=number: view_batches(  # noqa: E731
             views, captioner, batch_size=c.batch_size, patch=m.patch, keep=c.keep, seed=2 * config.seed + number,
@@ -80,35 +85,36 @@ def run(config: ConfigDict, workdir: Path) -> None:
             batches,
             config[row.name].steps,
             workdir / row.name,
-            mesh=mesh,
-            seed=config.seed,
-            writer=writer,
+            **shared,
         )
 
-    points = _load(sets, ("xyz", "point_mask"))
-    points = points if c.defects else _sound(points)
+    surface = None
+    if c.defects and config.surface_stage.steps:  # sound solids alone teach it nothing
+        text = _sentences(config, captioner, sets[0].categories(), clip_cfg, params["clip"])
+        surface = _surface(config, views["sample"], text, workdir, shared)
+
     net = PointNet2Config(
         centroids=tuple(config.pointnet2.centroids), radii=tuple(config.pointnet2.radii), neighbours=config.pointnet2.neighbours
     )
     row = Stage("points", {"pointnet2": p.learning_rate, "head": p.learning_rate}, (), 1, p.batch_size, betas=(0.9, 0.98),
                 cosine=True, warmup_steps=50)  # fmt: skip
     kinds = {name: i for i, name in enumerate(sets[0].categories())}
-    category = np.array([kinds[name] for name in points["category"]])
+    category = np.array([kinds[name] for name in views["category"]])
     teacher = PointPretraining(net, row, len(kinds))
     start, stats = teacher.init(jax.random.key(config.seed + 1))
     if config.start:
         start["pointnet2"], stats["pointnet2"], _ = load_pointnet2(config.start, net)
     batches = lambda first: cloud_batches(  # noqa: E731
-        points["xyz"], points["point_mask"], category, batch_size=p.batch_size, points=config.data.cloud_points,
+        views["xyz"], views["point_mask"], category, batch_size=p.batch_size, points=config.data.cloud_points,
         seed=config.seed, first=first,
     )  # fmt: skip
     if p.steps:
-        start, stats = fit(
-            teacher, row, start, stats, batches, p.steps, workdir / "points", mesh=mesh, seed=config.seed, writer=writer
-        )
+        start, stats = fit(teacher, row, start, stats, batches, p.steps, workdir / "points", **shared)
 
     out = Path(config.out)
     tree = {"clip": params["clip"], "pointnet2": start["pointnet2"], "stats": {"pointnet2": stats["pointnet2"]}}
+    if surface is not None:
+        tree["surface"] = surface
     about = {
         "kind": "mini",
         "clip": clip_cfg.to_json(),
@@ -121,6 +127,31 @@ def run(config: ConfigDict, workdir: Path) -> None:
     sha256 = save_params(out, jax.device_get(tree), config=about, dtype="float16")
     (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
     print(f"wrote {out} ({(out / 'params.safetensors').stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]})")
+
+
+def _sentences(config: ConfigDict, captioner: Captioner, names: list[str], cfg: ClipConfig, clip) -> np.ndarray:
+    """Normalised features [S,2,E] of sentence pairs about solids of those names, sound and damaged."""
+    rng = np.random.default_rng(config.seed + 2)
+    pairs = np.stack([captioner.pair(rng, rng.choice(names)) for _ in range(config.surface_stage.sentences)])  # [S,2,T]
+    encode = jax.jit(lambda clip, ids: normalise(encode_tokens(clip_module(cfg, clip), ids)))
+    return np.asarray(encode(clip, pairs))
+
+
+def _surface(config: ConfigDict, sample: np.ndarray, text: np.ndarray, workdir: Path, shared: dict) -> dict:
+    """The surface stream's network, trained on `sample` (of `surface_sample`) against the finished CLIP's `text`."""
+    s = config.surface_stage
+    flat = sample[..., :DESCRIPTION].reshape(-1, DESCRIPTION)[::37].astype(np.float32)
+    row = Stage("surface", {"surface": s.learning_rate}, ("scaling",), 1, s.batch_size, betas=(0.9, 0.98), cosine=True,
+                warmup_steps=50, weight_decay=config.clip_stage.weight_decay)  # fmt: skip
+    method = SurfacePretraining(text.shape[-1], row, flat.mean(0), flat.std(0) + 1e-3)
+    params, stats = method.init(jax.random.key(config.seed + 2))
+    if config.start:
+        params["surface"] = {"layers": load_surface(config.start, text.shape[-1])[0]["layers"]}
+    batches = lambda first: surface_batches(  # noqa: E731
+        sample, text, batch_size=s.batch_size, points=s.points, seed=config.seed, first=first
+    )
+    params, _ = fit(method, row, params, stats, batches, s.steps, workdir / "surface", **shared)
+    return {**params["surface"], **params["scaling"]}
 
 
 def _former(path: str, cfg: ClipConfig) -> tuple[dict, str]:

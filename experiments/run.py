@@ -271,6 +271,7 @@ def comparisons(config) -> dict:
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
+        "views_alone": {"model": {"surface_share": 0.0}},  # the paper's two streams, without the surface's
         "pointad": {"method": "pointad"},  # learned prompts, render stream alone
         "plain_clip": {"method": "plain_clip"},  # sentences and renderings, no learning
         "surface_variation": {"method": "surface_variation"},  # no learning

@@ -1,6 +1,7 @@
 """GS-CLIP put together: from a batch to losses and scores. The two stages share everything but their visual tokens.
 
     views  --encode_image-->  render tokens (V-V), depth tokens (LoRA)  --srm-->  G_i, L_i     (stage 1: render tokens alone)
+    points --surface-->  tokens (embedded preset, ours)  --against T_N, T_A-->  points
     cloud  --pointnet2-->  shape vector, point features  --prompts, gddm-->  prompts  --encode_text-->  T_N, T_A
     G_i, L_i against T_N, T_A  -->  view probabilities and maps  --lift-->  points
 
@@ -25,6 +26,7 @@ from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
 from gsclip_jax.prompts import PromptConfig, deep_prompts, init_prompts, prompts, shape_prompt, special_embeddings
 from gsclip_jax.similarity import patch_grid, probabilities, text_logits
 from gsclip_jax.srm import SrmConfig, init_srm, srm, unit
+from gsclip_jax.surface import describe, encode_surface
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,12 @@ class GsClipConfig:
     use_defect_prompt: bool = True
     srm_residual: bool = False  # ours: stage 2 starts from a mean of the streams instead of from nothing
     render_share: float = 0.5  # of that mean
+    surface_share: float = 0.0  # ours: of the surface stream in the points' evidence (surface.py); 0: views alone, the paper
     switches: Switches = Switches()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.surface_share <= 1:
+            raise ValueError(f"surface_share {self.surface_share} is a share: from 0 (views alone) to 1 (surface alone)")
 
     def build(self) -> GsClipConfig:
         """The same with GDDM's widths taken from the CLIP and PointNet++, and its switch from `switches`."""
@@ -98,11 +105,14 @@ class Predictions(NamedTuple):
     view_logits: jax.Array  # [B,V,2], cosines / tau
     cells: jax.Array  # [B,V,g,g,2] probabilities on the patch grid
     view_global: jax.Array  # [B,V,E] G_i, as L_con takes it
+    surface_logits: jax.Array | None = None  # [B,M,2], cosines / tau, where the surface stream is on
 
 
-def object_score(points: jax.Array, view_probability: jax.Array) -> jax.Array:
-    """Half the largest point score [B,M], half the mean of the views' probabilities [B,V] -> [B]."""
-    return 0.5 * points.max(-1) + 0.5 * view_probability.mean(-1)
+def object_score(points: jax.Array, view_probability: jax.Array, surface_share: jax.Array | float = 0.0) -> jax.Array:
+    """Half the largest point score [B,M], half the mean of the views' probabilities [B,V] -> [B]; what of the points' evidence
+    is the surface's, [B] or one number, the views' half gives up."""
+    views = 0.5 * (1 - surface_share)
+    return (1 - views) * points.max(-1) + views * view_probability.mean(-1)
 
 
 class GsClip:
@@ -114,7 +124,7 @@ class GsClip:
     # ---- parameters
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        """Everything but the CLIP (and PointNet++'s start), which are loaded: see `experiments.build`."""
+        """Everything but the CLIP, the surface stream (and PointNet++'s start), which are loaded: see `experiments.build`."""
         cfg = self.cfg
         keys = jax.random.split(key, 5)
         net, stats = init_pointnet2(keys[0], cfg.pointnet2)
@@ -268,23 +278,41 @@ class GsClip:
     def evidence(
         self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage2"
     ) -> tuple[Predictions, jax.Array]:
-        """What the views say at test time, and the texts [B,2,E] that they were compared with."""
+        """What views and surface say at test time, and the texts [B,2,E] that they were compared with."""
         in_training_mode = self.cfg.switches.test_in_train_mode
         text, _, _ = self.text(params, stats, batch["cloud"], train=in_training_mode)
         tokens = self.tokens_of_stage(stage, params, batch, jax.random.key(0) if in_training_mode else None)
-        return self.compare(tokens, text), text
+        found = self.compare(tokens, text)
+        if self.cfg.surface_share:
+            surface = encode_surface(params["surface"], describe(batch["xyz"], batch["neighbours"], batch["valid"]))
+            found = found._replace(surface_logits=text_logits(surface, text, tau=self.cfg.tau, normalised=True))
+        return found, text
 
     def predict(self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage2") -> Scores:
-        """Scores of method.md for a batch; `stage` "stage1" scores the render stream alone."""
+        """Scores of method.md for a batch; `stage` "stage1" takes the render stream alone for the views."""
         return self.score(self.evidence(params, stats, batch, stage=stage)[0], batch)
 
     def score(self, found: Predictions, batch: Arrays) -> Scores:
-        """Object score = 0.5 max over points + 0.5 mean over views; points smoothed."""
+        """Object score of `object_score`; points smoothed, and joined with the surface stream's where it is on."""
         image_size = batch["render"].shape[2]
         cells = found.cells[..., 1]
         points = self.smooth(lift(cells, batch["pix"], batch["seen"], batch["valid"], image_size), batch)
         view_probability = jax.nn.softmax(found.view_logits, axis=-1)[..., 1]
-        return Scores(object_score(points, view_probability), points, upsample(cells[..., None], image_size)[..., 0])
+        share = 0.0
+        if found.surface_logits is not None:
+            share = jnp.where(batch["organised"], 0.0, self.cfg.surface_share)  # [B]
+            points = self.joined(points, found.surface_logits, share, batch)
+        return Scores(object_score(points, view_probability, share), points, upsample(cells[..., None], image_size)[..., 0])
+
+    def joined(self, views: jax.Array, surface_logits: jax.Array, share: jax.Array, batch: Arrays) -> jax.Array:
+        """Weighted mean, as log odds, of the views' smoothed point scores [B,M] and the surface stream's; 0 where not valid.
+
+        Not of probabilities: a confident stream would be held back by half of what the other cannot see.
+        """
+        surface = self.smooth(surface_logits[..., 1] - surface_logits[..., 0], batch)
+        odds = jnp.log(jnp.clip(views, 1e-6, 1)) - jnp.log(jnp.clip(1 - views, 1e-6, 1))
+        both = jax.nn.sigmoid((1 - share)[:, None] * odds + share[:, None] * surface) * batch["valid"]
+        return jnp.where(share[:, None] > 0, both, views)
 
     def smooth(self, points: jax.Array, batch: Arrays) -> jax.Array:
         """Organised scans: Gaussian over the grid; others: over 3D neighbours. [B,M], 0 where not valid."""
@@ -324,6 +352,7 @@ class GsClip:
         colour_map = smooth_grid(upsample(found.cells[..., 1:], side)[:, 0, ..., 0], sigma=sigma)
         colour_probability = jax.nn.softmax(found.view_logits, axis=-1)[:, 0, 1]
         joint_map = smooth_grid((colour_map + geometry.points.reshape(-1, side, side)) / 2, sigma=sigma)
+        # No surface stream here: a half of the object score is the largest point.
         view_part = (geometry.object - 0.5 * geometry.points.max(-1)) * 2
         return {
             "colour_map": colour_map,

@@ -1,6 +1,7 @@
 """The command line: what it refuses, and one small run from nothing to the table, twice."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from data_pipelines.datasets import synthetic
 from experiments import build, predict, run
+from experiments.export import EMBEDDED, load_model
 from experiments.run import parse
 
 SMALL = [
@@ -160,6 +162,24 @@ def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, c
     first = json.loads((out / "scores.json").read_text())["my part"]
     assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(out)]) == 0
     assert json.loads((out / "scores.json").read_text())["my part"] == first
+
+
+def test_a_model_of_an_earlier_version_says_so(finished, tmp_path, capsys):
+    shutil.copytree(finished[0] / "model", tmp_path / "old" / "model")
+    path = tmp_path / "old" / "model" / "config.json"
+    about = json.loads(path.read_text())
+    del about["config"]["model"]["surface_share"]  # models had none and were scored without
+    path.write_text(json.dumps(about))
+    assert load_model(path.parent)[0].cfg.surface_share == 0
+    del about["config"]["model"]["render_share"]
+    path.write_text(json.dumps(about))
+    assert predict.main(["x.pcd", "--workdir", str(tmp_path / "old"), "--out", str(tmp_path / "o")]) == 1
+    assert "has no model.render_share; train it again" in capsys.readouterr().err
+
+
+def test_the_embedded_model_loads():
+    method, params, _, config = load_model(EMBEDDED)
+    assert method.name == "gsclip" and config.clip.name == "mini" and "surface" in params
 
 
 def test_predict_without_a_trained_model_says_so(tmp_path, capsys):

@@ -46,9 +46,9 @@ def embedded() -> ConfigDict:
             "cameras": "ring",
             "back_off": True,  # the camera goes as far away as it takes to see everything
             "zoom": 0.55,  # of the camera: less is nearer; the published views have 0.7
-            "cavity": 0.0,  # how far rough or sharp surface is darkened in shaded views
-            "depth_relief": 0.0,  # share of a depth view's greys for height over the surroundings, not distance
-            "fill_gaps": False,  # no specks of the far side between the points of the near side
+            "cavity": 0.6,  # how far rough or sharp surface is darkened in shaded views (published: 0)
+            "depth_relief": 0.5,  # share of a depth view's greys for height over the surroundings, not distance (published: 0)
+            "fill_gaps": True,  # no specks of the far side between the points of the near side (published: False)
             "window": 336,  # pixels drawn before the picture is reduced to image_size
             "point_size": 8.0,
             "point_sizes": {},  # category -> size, where they differ
@@ -58,6 +58,7 @@ def embedded() -> ConfigDict:
             "reader": {},  # options of the data set's reader: eyecandies has `image`, which light its colour picture has
             "synthetic": {  # how the embedded data set is made; ignored for others
                 "set": "test", "difficulty": "wide", "scan_points": 18000, "seed": 0,
+                "grafts": 0.0,  # share of objects with a part of another kind of their set grown on
                 "relief": 0.0,  # share of objects that carry sound detail: grooves, knurls, grips, studs
                 # Kinds of defect that neither pretraining nor the auxiliary category shows: the test asks for them all the same.
                 "held_out": ("dent", "bend"),
@@ -79,6 +80,7 @@ def embedded() -> ConfigDict:
             "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3,
             "srm_residual": True,  # stage 2 starts from a mean of the streams; False: from nothing, as in the paper
             "render_share": 0.9,  # of that mean
+            "surface_share": 0.7,  # of the surface stream in the points' evidence (ours); 0: views alone, as in the paper
             "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
             "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
         },
@@ -103,7 +105,9 @@ def paper(name: str) -> ConfigDict:
     config.pointnet2.update({
         "weights": "", "centroids": (1024, 256, 64, 16), "radii": (0.1, 0.2, 0.4, 0.8), "neighbours": 32,
     })  # fmt: skip
-    config.model.update({"deep_depth": 9, "start": (), "srm_residual": False, "smooth_width": 0.5, "smooth_rounds": 1})
+    config.model.update({
+        "deep_depth": 9, "start": (), "srm_residual": False, "surface_share": 0.0, "smooth_width": 0.5, "smooth_rounds": 1,
+    })  # fmt: skip
     config.stage1.update({"epochs": 15, "learning_rate": 2e-3, "pointnet2_rate": 2e-3})
     config.stage2.update({"epochs": 10, "learning_rate": 5e-4})
     config.seed = 111

@@ -17,6 +17,7 @@ from gsclip_jax.convert.files import Progress, State, load_state
 from gsclip_jax.convert.keys import WeightsError, check_keys
 from gsclip_jax.convert.store import content_hash, flatten, is_stored, load_params
 from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2
+from gsclip_jax.surface import init_surface
 
 MINI = Path(__file__).resolve().parents[1] / "assets" / "mini"
 OPENAI_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # where it lies beside the weights, it is taken as their tokenizer
@@ -164,3 +165,20 @@ def load_pointnet2(path: PathLike, cfg: PointNet2Config | None = None, *, progre
     wanted = {name: leaf.shape for name, leaf in flatten({"params": params, "stats": stats}).items()}
     check_keys({name: leaf.shape for name, leaf in flatten(found).items()}, wanted, str(path))
     return found["params"], found["stats"], content_hash(found)
+
+
+def load_surface(name_or_path: PathLike, embed_dim: int) -> tuple[dict[str, Any], str]:
+    """(params, SHA-256) of the surface stream that lies with an embedded CLIP.
+
+    Raises:
+        WeightsError: one line: these weights have none, or one of another shape.
+    """
+    path = _embedded(name_or_path)
+    found = load_params(path)[0].get("surface") if is_stored(path) else None
+    if found is None:
+        raise WeightsError(f"{name_or_path}: no surface stream lies with this CLIP (pretrain.py with clip_stage.defects makes "
+                           "one); set config.model.surface_share=0 to score by the views alone")
+    wanted = jax.eval_shape(lambda key: init_surface(key, embed_dim), jax.random.key(0))
+    check_keys({name: leaf.shape for name, leaf in flatten(found).items()},
+               {name: leaf.shape for name, leaf in flatten(wanted).items()}, f"{path}, surface stream")
+    return found, content_hash(found)

@@ -3,6 +3,7 @@
     python -m experiments.sweep --config sweeps/modules.py[:preset]
 """
 
+from experiments.configs import common
 from experiments.configs.sweeps import base
 
 PROMPT = {"model.streams": "render", "model.shape_prompt": False, "model.defect_prompt": False, "model.consistency": 0.0}
@@ -14,6 +15,8 @@ def get_config(preset: str | None = None):
 
 
 def rows(config) -> dict[str, dict]:
+    # Ours; only the embedded CLIP comes with it.
+    surface = {} if config.preset else {"full-surface": {"model.surface_share": common.embedded().model.surface_share}}
     return {
         "prompt": PROMPT,  # learned prompts, render stream
         "srm": FUSED,
@@ -22,4 +25,5 @@ def rows(config) -> dict[str, dict]:
         "srm-both": {**FUSED, "model.shape_prompt": True, "model.defect_prompt": True},
         "full": {"model.streams": "both", "model.shape_prompt": True, "model.defect_prompt": True,
                  "model.consistency": config.model.consistency or 0.3},
+        **surface,
     }  # fmt: skip

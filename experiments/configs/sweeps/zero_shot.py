@@ -5,13 +5,15 @@
 
 from experiments.configs import stage2
 
+PAPER = {"model.start": (), "model.srm_residual": False, "model.surface_share": 0.0}
 METHODS = {
     "surface-variation": {"method": "surface_variation"},  # geometry alone, nothing learned
     "plain-clip": {"method": "plain_clip"},  # sentences and renderings, nothing learned on the auxiliary category
     "pointad": {"method": "pointad"},  # learned prompts, render stream
-    "gsclip-released": {"variant": "released", "model.start": (), "model.srm_residual": False},
-    "gsclip-paper": {"model.start": (), "model.srm_residual": False},
-    "gsclip": {},  # the embedded default: the paper's, started from sentences and from the mean of the streams
+    "gsclip-released": {"variant": "released", **PAPER},
+    "gsclip-paper": PAPER,
+    "gsclip-views": {"model.surface_share": 0.0},  # the paper's, started from sentences and from the mean of the streams
+    "gsclip": {},  # the embedded default: the same with the surface stream
 }
 
 UNTRAINED = ("surface-variation", "plain-clip")
