@@ -43,7 +43,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    views = _load(sets, ("render", "depth", "view_mask", "xyz", "point_mask"), rugged=rugged_views, sample=surface_sample)
+    derived = {"rugged": rugged_views}
+    if surface_wanted := config.clip_stage.defects and config.surface_stage.steps:  # sound solids alone teach it nothing
+        derived["sample"] = surface_sample
+    views = _load(sets, ("render", "depth", "view_mask", "xyz", "point_mask"), **derived)
     views["twin"] = twins(sets[0].index)
     if not config.clip_stage.defects:
         views = _sound(views)
@@ -89,7 +92,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
 
     surface = None
-    if c.defects and config.surface_stage.steps:  # sound solids alone teach it nothing
+    if surface_wanted:
         text = _sentences(config, captioner, sets[0].categories(), clip_cfg, params["clip"])
         surface = _surface(config, views["sample"], text, workdir, shared)
 

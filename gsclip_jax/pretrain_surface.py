@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gsclip_jax.method import Stage
-from gsclip_jax.similarity import TEMPERATURE
+from gsclip_jax.similarity import text_logits
 from gsclip_jax.surface import DESCRIPTION, describe, encode_surface, init_surface
 
 SAMPLE = 2048  # points of an object that are kept, defective ones first up to half
@@ -36,7 +36,7 @@ class SurfacePretraining:
     def loss(self, stage, trainable, frozen, stats, batch, key):
         tokens = encode_surface({**trainable["surface"], **frozen["scaling"]}, batch["surface"][..., :DESCRIPTION])  # [B,N,E]
         defective = batch["surface"][..., DESCRIPTION].astype(jnp.float32)
-        log_p = jax.nn.log_softmax(jnp.einsum("bne,bce->bnc", tokens, batch["text"]) / TEMPERATURE)
+        log_p = jax.nn.log_softmax(text_logits(tokens, batch["text"], normalised=True))
         # Defective points are a few per cent of a scan and far more of the sample: half their weight back.
         loss = -jnp.where(defective > 0, 0.5 * log_p[..., 1], log_p[..., 0]).mean()
         right = ((log_p[..., 1] > log_p[..., 0]) == (defective > 0)).mean()

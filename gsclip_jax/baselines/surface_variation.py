@@ -11,22 +11,14 @@ import jax.numpy as jnp
 
 from gsclip_jax.lift import smooth_neighbours
 from gsclip_jax.method import Scores
+from gsclip_jax.surface import principal
 
 
 def smallest_share(matrices: jax.Array) -> jax.Array:
-    """Smallest eigenvalue of symmetric [...,3,3] over their trace, 0 where the trace is 0.
-
-    In closed form (Smith 1961): an eigenvalue solver for each of a hundred thousand small matrices takes minutes.
-    """
+    """Smallest eigenvalue of symmetric [...,3,3] over their trace, 0 where the trace is 0."""
     trace = jnp.trace(matrices, axis1=-2, axis2=-1)
-    scaled = matrices / jnp.where(trace > 0, trace, 1.0)[..., None, None]  # eigenvalues sum to one: units do not matter
-    centred = scaled - jnp.eye(3) / 3
-    spread = jnp.sqrt(jnp.square(centred).sum((-2, -1)) / 6)
-    unit = centred / jnp.where(spread > 0, spread, 1.0)[..., None, None]
-    a, b, c = (unit[..., row, :] for row in range(3))
-    half_det = jnp.clip((a * jnp.cross(b, c)).sum(-1) / 2, -1, 1)
-    smallest = 1 / 3 + 2 * spread * jnp.cos(jnp.arccos(half_det) / 3 + 2 * jnp.pi / 3)
-    return jnp.where(trace > 0, jnp.maximum(smallest, 0), 0.0)
+    least, _, _ = principal(matrices / jnp.where(trace > 0, trace, 1.0)[..., None, None])  # units do not matter
+    return jnp.where(trace > 0, least, 0.0)
 
 
 class SurfaceVariation:
