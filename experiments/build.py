@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.locks import locked
 from data_pipelines.records import RecordSet, prepare
 from experiments.configs.common import suggest
+from gsclip_jax.baselines.broken_symmetry import BrokenSymmetry
 from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
 from gsclip_jax.baselines.pointad import WORDS, PointAd
 from gsclip_jax.baselines.surface_variation import SurfaceVariation
@@ -29,7 +30,8 @@ from gsclip_jax.prompts import PromptConfig
 from gsclip_jax.sentences import start_from_sentences
 from gsclip_jax.tokenizer import Tokenizer, load_tokenizer
 
-METHODS = ("gsclip", "pointad", "plain_clip", "surface_variation")
+YARDSTICKS = {method.name: method for method in (SurfaceVariation, BrokenSymmetry)}  # nothing to load, nothing to learn
+METHODS = ("gsclip", "pointad", "plain_clip", *YARDSTICKS)
 
 
 class ConfigError(ValueError):
@@ -200,8 +202,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     """
     if config.method not in METHODS:
         raise ConfigError(f"no method {config.method!r}{suggest(config.method, METHODS)} Known: {', '.join(METHODS)}")
-    if config.method == "surface_variation":
-        return SurfaceVariation(), {}, {}, {}
+    if config.method in YARDSTICKS:
+        return YARDSTICKS[config.method](), {}, {}, {}
     changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
     if config.clip.vv_blocks >= 0:
         changes["vv_blocks"] = config.clip.vv_blocks

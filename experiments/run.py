@@ -274,7 +274,8 @@ def comparisons(config) -> dict:
         "views_alone": {"model": {"surface_share": 0.0}},  # the paper's two streams, without the surface's
         "pointad": {"method": "pointad"},  # learned prompts, render stream alone
         "plain_clip": {"method": "plain_clip"},  # sentences and renderings, no learning
-        "surface_variation": {"method": "surface_variation"},  # no learning
+        "surface_variation": {"method": "surface_variation"},  # geometry alone, no learning
+        "broken_symmetry": {"method": "broken_symmetry"},
     }
     found = {}
     for name in config.compare:

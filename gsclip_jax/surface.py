@@ -1,8 +1,9 @@
 """The surface stream: every scored point's neighbourhood as a token that meets the CLIP's sentences, beside the views' patches.
 
 Ours, not the paper's (docs/fidelity.md): nine views of a few hundred pixels show a crack as a pixel or two, the cloud holds
-dozens of points of it. A neighbourhood is described at four sizes, next to its surroundings and to the whole object; a small
-network that was trained with the embedded CLIP puts it into the joint embedding, where T_N and T_A say how defective it is.
+dozens of points of it. A neighbourhood is described at four sizes, next to its surroundings and to the whole object, and by how
+far the point is out of place under the body's own symmetries (symmetry.py), as dents and bends are smooth nearby; a small network
+that was trained with the embedded CLIP puts it into the joint embedding, where T_N and T_A say how defective it is.
 Unorganised scans alone: records of organised ones keep no neighbours. How far a neighbourhood reaches depends on the number of
 scored points and of neighbours: the embedded network knows those of the embedded default.
 
@@ -19,13 +20,17 @@ import jax.numpy as jnp
 
 from gsclip_jax.lift import EXACT
 from gsclip_jax.similarity import normalise
+from gsclip_jax.symmetry import residuals
 
 ROUNDS = (1, 2, 4, 8)  # of averaging over the K nearest; the reach grows with their square root
 AROUND = 24  # rounds that make a point's surroundings, over every fourth neighbour
 FIRST, LATER = 4, 6  # numbers of the smallest neighbourhood and of each larger one
-DESCRIPTION = 3 * (FIRST + LATER * (len(ROUNDS) - 1))
+SMOOTHED = (0, 4)  # rounds of averaging over what the body's own symmetries leave
+SYMMETRY = 5  # numbers of each
+DESCRIPTION = 3 * (FIRST + LATER * (len(ROUNDS) - 1) + SYMMETRY * len(SMOOTHED))
 WIDTHS = (128, 128)
 FLOOR = 1e-4  # of shares, under their logarithm: what float32 resolves
+LEFT = 3e-3  # of what a symmetry leaves, likewise: what sampling and noise leave of a good one
 _SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # places of a symmetric 3 x 3 matrix
 Params = dict[str, Any]
 
@@ -34,8 +39,9 @@ def describe(xyz: jax.Array, neighbours: jax.Array, valid: jax.Array) -> jax.Arr
     """What the neighbourhood of every point looks like, whatever the unit, place and attitude of the scan.
 
     Shares of the smallest and the middle eigenvalue of the neighbours' covariance, how far the point lies off their plane and
-    off their middle, and how much the plane turns from one size to the next; all of it as it is, less the surroundings', and in
-    standard deviations over the object. Only shapes, no densities: how close the points lie says how it was scanned.
+    off their middle, and how much the plane turns from one size to the next; what the body's nearest symmetries leave there; all
+    of it as it is, less the surroundings', and in standard deviations over the object. Only shapes, no densities: how close the
+    points lie says how it was scanned.
 
     Args:
       xyz: float [B,M,3].
@@ -78,6 +84,14 @@ def _describe(xyz: jax.Array, near: jax.Array, valid: jax.Array) -> jax.Array:
         if normals:
             found += [jnp.log(1.01 - jnp.abs((normal * other).sum(-1))) for other in (normals[-1], normals[0])]
         normals.append(normal)
+
+    left = jnp.concatenate(residuals(xyz, normals[0], valid)).T  # [M,2T]
+    done = 0
+    for rounds in SMOOTHED:
+        left = jax.lax.fori_loop(done, rounds, lambda _, x: jnp.einsum("mk,mkc->mc", weight, x[near], precision=EXACT), left)
+        off, turned = jnp.split(left, 2, axis=1)
+        numbers = off[:, 0], off.min(1), jnp.median(off, 1), turned.min(1), jnp.median(turned, 1)
+        found, done = found + [jnp.log(x + LEFT) for x in numbers], rounds
 
     own = jnp.einsum("mk,mkc->mc", weight, jnp.stack(found, -1)[near], precision=EXACT)
     far, share = (near[:, 3::4], weight[:, 3::4]) if near.shape[1] > 3 else (near, weight)

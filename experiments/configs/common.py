@@ -87,7 +87,7 @@ def embedded() -> ConfigDict:
         "stage1": {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "pointnet2_rate": 2e-4},
         "stage2": {"epochs": 1, "batch_size": 4, "learning_rate": 5e-4, "lora_factor": 0.1},
         "eval": {"batch_size": 4, "rgb": False, "pictures": 6},
-        "compare": ("random_clip", "plain_clip", "surface_variation"),  # run alongside, shown under the table
+        "compare": ("random_clip", "plain_clip", "surface_variation", "broken_symmetry"),  # run alongside, shown under the table
         # On a CPU every virtual device works with one core, which uses several cores better than one device does.
         "mesh": {"data": -1, "model": 1, "cpu_devices": 2},
         "save_every_s": 60.0,

@@ -8,6 +8,7 @@ from experiments.configs import stage2
 PAPER = {"model.start": (), "model.srm_residual": False, "model.surface_share": 0.0}
 METHODS = {
     "surface-variation": {"method": "surface_variation"},  # geometry alone, nothing learned
+    "broken-symmetry": {"method": "broken_symmetry"},  # likewise
     "plain-clip": {"method": "plain_clip"},  # sentences and renderings, nothing learned on the auxiliary category
     "pointad": {"method": "pointad"},  # learned prompts, render stream
     "gsclip-released": {"variant": "released", **PAPER},
@@ -16,7 +17,7 @@ METHODS = {
     "gsclip": {},  # the embedded default: the same with the surface stream
 }
 
-UNTRAINED = ("surface-variation", "plain-clip")
+UNTRAINED = ("surface-variation", "broken-symmetry", "plain-clip")
 
 
 def get_config(preset: str | None = None):
