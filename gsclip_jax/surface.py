@@ -62,6 +62,10 @@ def _describe(xyz: jax.Array, near: jax.Array, valid: jax.Array) -> jax.Array:
     weight = kept[near, 0]  # [M,K]
     weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
+    def average(values, share=weight, near=near):
+        """Means [M,C] of values [M,C] over the neighbours."""
+        return jnp.einsum("mk,mkc->mc", share, values[near], precision=EXACT)
+
     def wider(_, state):
         """Means and covariances of the neighbours' neighbourhoods together: only differences of near places, so float32 holds."""
         mean, spread = state[near, :3], state[near, 3:]  # [M,K,3], [M,K,6]
@@ -88,15 +92,15 @@ def _describe(xyz: jax.Array, near: jax.Array, valid: jax.Array) -> jax.Array:
     left = jnp.concatenate(residuals(xyz, normals[0], valid)).T  # [M,2T]
     done = 0
     for rounds in SMOOTHED:
-        left = jax.lax.fori_loop(done, rounds, lambda _, x: jnp.einsum("mk,mkc->mc", weight, x[near], precision=EXACT), left)
+        left = jax.lax.fori_loop(done, rounds, lambda _, x: average(x), left)
         off, turned = jnp.split(left, 2, axis=1)
         numbers = off[:, 0], off.min(1), jnp.median(off, 1), turned.min(1), jnp.median(turned, 1)
         found, done = found + [jnp.log(x + LEFT) for x in numbers], rounds
 
-    own = jnp.einsum("mk,mkc->mc", weight, jnp.stack(found, -1)[near], precision=EXACT)
+    own = average(jnp.stack(found, -1))
     far, share = (near[:, 3::4], weight[:, 3::4]) if near.shape[1] > 3 else (near, weight)
     share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-6)
-    around = jax.lax.fori_loop(0, AROUND, lambda _, x: jnp.einsum("mk,mkc->mc", share, x[far], precision=EXACT), own)
+    around = jax.lax.fori_loop(0, AROUND, lambda _, x: average(x, share, far), own)
     middle = (own * kept).sum(0) / total
     scatter = jnp.sqrt((jnp.square(own - middle) * kept).sum(0) / total)
     return jnp.concatenate([own, own - around, (own - middle) / (scatter + 0.1)], 1) * kept

@@ -80,7 +80,7 @@ def embedded() -> ConfigDict:
             "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3,
             "srm_residual": True,  # stage 2 starts from a mean of the streams; False: from nothing, as in the paper
             "render_share": 0.9,  # of that mean
-            "surface_share": 0.7,  # of the surface stream in the points' evidence (ours); 0: views alone, as in the paper
+            "surface_share": 0.85,  # of the surface stream in the points' evidence (ours); 0: views alone, as in the paper
             "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
             "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
         },
