@@ -184,8 +184,11 @@ def run_rows(rows: list[Row], command: list[str], jobs: int) -> list[Row]:
 
 
 def last_words(row: Row) -> str:
-    """The last line of a row's log."""
-    lines = [text for text in (row.workdir / LOG).read_text(errors="replace").splitlines() if text.strip()]
+    """The last line of a row's log, which whoever cleared the work directory may have taken away."""
+    path = row.workdir / LOG
+    if not path.exists():
+        return f"{path} is gone"
+    lines = [text for text in path.read_text(errors="replace").splitlines() if text.strip()]
     return lines[-1] if lines else "nothing in its log"
 
 

@@ -108,6 +108,13 @@ def test_failed_rows_are_told_and_run_again_and_complete_ones_are_not(tmp_path, 
     assert [(tmp_path / f"{n}-s0" / "starts").read_text() for n in "abc"] == ["x", "xx", "x"]
 
 
+def test_a_work_directory_cleared_while_its_row_ran_is_a_failed_row_and_no_more(tmp_path, capsys):
+    rows = sweep.expand(write_sweep(tmp_path, '{"a": {}}'), [], [0], tmp_path)
+    child = f"import shutil; shutil.rmtree({str(tmp_path / 'a-s0')!r})"
+    assert [row.name for row in sweep.run_rows(rows, [sys.executable, "-c", child], jobs=1)] == ["a"]
+    assert "a-s0: FAILED, status 0: " in (out := capsys.readouterr().out) and "log.txt is gone" in out
+
+
 def test_submitit_runs_the_rows_that_are_missing(tmp_path):
     submitit = pytest.importorskip("submitit")
     name = write_sweep(tmp_path, '{"a": {}, "b": {"model.top_k": 3}, "c": {"model.top_k": 4}}')
