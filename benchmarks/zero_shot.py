@@ -1,11 +1,12 @@
 """The zero-shot benchmark: eight methods on unseen categories at three difficulties, and on real shapes.
 
     python benchmarks/zero_shot.py [--workdir runs/zero-shot] [--difficulties easy,middle,hard] [--seeds 0,1,2]
-        [--real ../shared/data/real3d_ad] [--jobs 1] [--out benchmarks/zero_shot.md]
+        [--real ../shared/data/real3d_ad] [--jobs 1] [--report] [--out benchmarks/zero_shot.md]
 
 Runs what is missing of the sweeps zero_shot.py and real_shapes.py through experiments.sweep, then writes the report: mean and
 standard deviation over the seeds, and the bootstrap interval over objects (95 per cent, first seed). Real shapes are scored by
 models trained on the embedded auxiliary category, never on them; without the folder of --real that part is left out, saying so.
+`--report` runs nothing and reports what is complete; the column of seeds says how much that is.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--real", type=Path, default=Path("../shared/data/real3d_ad"))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="run nothing; report what is complete")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "zero_shot.md")
     options = parser.parse_args()
     seeds, wanted = [int(seed) for seed in options.seeds.split(",")], options.difficulties.split(",")
@@ -110,13 +112,18 @@ def main() -> int:
         rows = [row for row in rows if row.name.partition("-")[0] in (*wanted, "real")]
         command = [sys.executable, "-m", "experiments.sweep", "--config", name, "--workdir", str(folder)]
         command += ["--seeds", options.seeds, *(f"--config.{key}={value}" for key, value in changes)]
-        if sweep.run_rows(rows, command, options.jobs):
+        if options.report:
+            rows = [row for row in rows if row.results()]
+        elif sweep.run_rows(rows, command, options.jobs):
             print("not every row is complete: no report; the same command goes on", file=sys.stderr)
             return 1
         for group in dict.fromkeys(row.name.partition("-")[0] for row in rows):
             title = "Real shapes" if group == "real" else f"Synthetic, {group}"
             sections.append(section(title, [row for row in rows if row.name.startswith(f"{group}-")], f"{group}-"))
-    every = [json.loads(path.read_text()) for path in options.workdir.glob("*/results.json")]
+    every = [json.loads(path.read_text()) for path in options.workdir.rglob("results.json")]
+    if not sections:
+        print(f"nothing is complete under {options.workdir}: run the same without --report", file=sys.stderr)
+        return 1
     results = next((found for found in every if "clip" in found["weights"]), every[0])
     about = (
         "# Zero-shot benchmark\n\nMade by `python benchmarks/zero_shot.py` (see there). Per cent, mean over categories that\n"
