@@ -62,7 +62,7 @@ def test_a_symmetric_body_leaves_noise_and_another_does_not():
 def test_the_one_plane_of_a_body_is_chosen_among_the_candidates():
     lump = ellipsoid(COUNT, 6)[0] - [100, -40, 5]
     x, y, z = (lump / np.abs(lump).max(0)).T
-    lump = lump * (1 + 0.3 * np.sin(3 * x + 2 * y + 1) + 0.3 * np.sin(2 * x - 3 * y + 2 * z**2))[:, None]  # the same below as above
+    lump = lump * (1 + 0.3 * np.sin(3 * x + 2 * y + 1) + 0.3 * np.sin(2 * x - 3 * y + 2 * z**2))[:, None]  # below as above
     off, turned = run(lump)
     assert np.median(off[0]) < 0.01 and np.median(turned[0]) < 0.01
 
