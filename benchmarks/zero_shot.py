@@ -114,9 +114,11 @@ def main() -> int:
         command += ["--seeds", options.seeds, *(f"--config.{key}={value}" for key, value in changes)]
         if options.report:
             rows = [row for row in rows if row.results()]
-        elif sweep.run_rows(rows, command, options.jobs):
-            print("not every row is complete: no report; the same command goes on", file=sys.stderr)
-            return 1
+        else:
+            sweep.note_order(rows)
+            if sweep.run_rows(rows, command, options.jobs):
+                print("not every row is complete: no report; the same command goes on", file=sys.stderr)
+                return 1
         for group in dict.fromkeys(row.name.partition("-")[0] for row in rows):
             title = "Real shapes" if group == "real" else f"Synthetic, {group}"
             sections.append(section(title, [row for row in rows if row.name.startswith(f"{group}-")], f"{group}-"))

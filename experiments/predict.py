@@ -8,7 +8,6 @@ scores are high, DIR/NAME.npy holds one score a point in the scan's own order, D
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -48,6 +47,7 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
     from data_pipelines.objects import make_object, recipe_of, to_batch
     from experiments.build import data_config
     from experiments.export import EMBEDDED, load_model
+    from gsclip_jax.evaluate import write_json
 
     method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
     recipe = recipe_of(data_config(config))
@@ -74,7 +74,7 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
             "max_point_score": round(float(points.max()), 6),
         }
         print(f"{path}: object score {scores.object[0]:.3f}, highest point score {points.max():.3f}")
-    _write_json(out / "scores.json", table)
+    write_json(out / "scores.json", table)
     return failures
 
 
@@ -116,12 +116,6 @@ def write(out: Path, name: str, made: dict, scored: np.ndarray, xyz: np.ndarray,
     rows = [[p for i, p in enumerate(pictures.panels(made, scored, low, high, int(view))) if i != 2] for view in order]
     labels = [f"{name}\nview {int(view) + 1}" for view in order]
     pictures.save(pictures.sheet(rows, ["rendered view", "depth view", "point scores"], labels), out / f"{name}.png")
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

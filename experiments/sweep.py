@@ -26,6 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.locks import locked
 from data_pipelines.workers import span
 
 SEEDS = (0, 1, 2)
@@ -89,11 +90,12 @@ def note_order(rows: list[Row]) -> None:
     from gsclip_jax.evaluate import write_json
 
     path = rows[0].workdir.parent / "rows.json"
-    old = json.loads(path.read_text()) if path.exists() else []
-    names = list(dict.fromkeys([*old, *(row.label for row in rows)]))
-    if names != old:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(".rows.lock")):  # rows that start together each note it
+        old = json.loads(path.read_text()) if path.exists() else []
+        names = list(dict.fromkeys([*old, *(row.label for row in rows)]))
+        if names != old:
+            write_json(path, names)
 
 
 def _module(name: str):

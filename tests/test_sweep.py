@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,13 @@ def test_failed_rows_are_told_and_run_again_and_complete_ones_are_not(tmp_path, 
     assert sweep.run_rows(rows, command, jobs=1) == []
     assert capsys.readouterr().out.count("(was there)") == 2
     assert [(tmp_path / f"{n}-s0" / "starts").read_text() for n in "abc"] == ["x", "xx", "x"]
+
+
+def test_rows_that_start_together_all_note_their_order(tmp_path):
+    rows = [sweep.Row(i, f"r{i}", None, tmp_path / f"r{i}-s0") for i in range(60)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(sweep.note_order, [[row] for row in rows]))
+    assert sorted(json.loads((tmp_path / "rows.json").read_text())) == sorted(row.label for row in rows)
 
 
 def test_a_work_directory_cleared_while_its_row_ran_is_a_failed_row_and_no_more(tmp_path, capsys):
