@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 METRICS = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
 KINDS = ("bulge", "dent", "hole", "crack", "break", "bend")
+ALIASES = {"sink": "dent", "broken": "break", "bending": "bend"}  # as the data sets' files name them
 
 
 def scored(workdir: Path) -> dict[str, list[dict]]:
@@ -36,6 +37,12 @@ def scored(workdir: Path) -> dict[str, list[dict]]:
     return found
 
 
+def kind_of(name: str) -> str:
+    """The kind of defect in an object's name, NUMBER_KIND or NUMBER_KIND_cut."""
+    kind = name.partition("_")[2].removesuffix("_cut")
+    return ALIASES.get(kind, kind)
+
+
 def by_kind(categories: dict[str, list[dict]]) -> dict[str, float]:
     """P-AUROC within the objects of each defect kind, mean over categories: how well each kind is found where it is."""
     from gsclip_jax.metrics import roc_auc
@@ -44,7 +51,7 @@ def by_kind(categories: dict[str, list[dict]]) -> dict[str, float]:
     for kind in KINDS:
         values = []
         for found in categories.values():
-            rows = [f for f in found if f["name"].endswith(f"_{kind}")]
+            rows = [f for f in found if kind_of(f["name"]) == kind]
             if rows:
                 mask, points = (np.concatenate([f[key][f["valid"]] for f in rows]) for key in ("point_mask", "points"))
                 values.append(roc_auc(mask, points))
