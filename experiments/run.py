@@ -13,9 +13,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 CONFIGS = Path(__file__).parent / "configs"
 USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.section.key=value ...]"
 

@@ -1,7 +1,11 @@
 """Batches: the contract, the order drawn from seed and epoch, resuming at any step, sharing between processes."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,3 +133,10 @@ def test_colour_is_kept_where_every_scan_has_it(root, tmp_path, colours):
         objects.write_part(part, made | ({"rgb": np.full((48, 48, 3), 7, np.uint8)} if colour else {}))
     tfds_records.write_tfds(tmp_path, parts, samples, recipe)
     assert ("rgb" in tfds_records.open_tfds(tmp_path)[0]) == all(colours)
+
+
+def test_tensorflow_is_imported_without_a_word():
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "GRPC_"))}
+    command = [sys.executable, "-c", "import data_pipelines.input"]
+    found = subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(__file__).resolve().parents[1])
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
