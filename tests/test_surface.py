@@ -20,7 +20,20 @@ from gsclip_jax.gsclip import Predictions
 from gsclip_jax.method import Stage
 from gsclip_jax.pretrain_surface import SAMPLE, SurfacePretraining, surface_batches, surface_sample
 from gsclip_jax.sharding import make_mesh
-from gsclip_jax.surface import DESCRIPTION, FIRST, FLOOR, SMOOTHED, SYMMETRY, describe, encode_surface, init_surface, principal
+from gsclip_jax.surface import (
+    AROUND,
+    DESCRIPTION,
+    FIRST,
+    FLOOR,
+    LEFT,
+    SMOOTHED,
+    SYMMETRY,
+    describe,
+    encode_surface,
+    init_surface,
+    principal,
+)
+from gsclip_jax.symmetry import residuals
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
 from tests import tiny
@@ -64,6 +77,27 @@ def test_shares_are_those_of_the_covariance():
     beside = np.sqrt(np.square(off).sum(1) - above**2)
     want = [np.log(share[0] + FLOOR), np.log(share[1] + FLOOR), np.log(above + 1e-3).mean(), np.log(beside + 1e-3).mean()]
     np.testing.assert_allclose(found[:, :FIRST], np.tile(want, (30, 1)), atol=2e-3)
+
+
+def test_what_symmetries_leave_and_the_surroundings_stand_where_the_network_learned_them():
+    """By plain means over neighbours, from the point to plane residuals on."""
+    xyz, near, valid, _ = cloud(count=1500)
+    near, own, contrast = near[0], *np.split(np.asarray(described(xyz, near, valid))[0], 3, axis=1)[:2]
+    around = xyz[0][near] - xyz[0][near].mean(1, keepdims=True)
+    normals = np.linalg.eigh(np.einsum("mki,mkj->mij", around, around))[1][:, :, 0].astype(np.float32)
+    left = np.concatenate(jax.jit(residuals)(xyz[0], normals, valid[0])).T
+    wanted = []
+    for rounds in np.diff([0, *SMOOTHED]):
+        for _ in range(rounds):
+            left = left[near].mean(1)
+        off, turned = np.split(left, 2, axis=1)
+        numbers = off[:, 0], off.min(1), np.median(off, 1), turned.min(1), np.median(turned, 1)
+        wanted.append(np.log(np.stack(numbers, 1) + LEFT)[near].mean(1))
+    np.testing.assert_allclose(own[:, -SYMMETRY * len(SMOOTHED) :], np.concatenate(wanted, 1), atol=1e-3)
+    wider = own
+    for _ in range(AROUND):
+        wider = wider[near[:, 3::4]].mean(1)
+    np.testing.assert_allclose(contrast, own - wider, atol=1e-4)
 
 
 def test_unit_place_attitude_and_order_do_not_matter():
