@@ -37,21 +37,16 @@ def scored(workdir: Path) -> dict[str, list[dict]]:
     return found
 
 
-def kind_of(name: str) -> str:
-    """The kind of defect in an object's name, NUMBER_KIND or NUMBER_KIND_cut."""
-    kind = name.partition("_")[2].removesuffix("_cut")
-    return ALIASES.get(kind, kind)
-
-
 def by_kind(categories: dict[str, list[dict]]) -> dict[str, float]:
     """P-AUROC within the objects of each defect kind, mean over categories: how well each kind is found where it is."""
+    from data_pipelines.datasets.real3d import defect_of
     from gsclip_jax.metrics import roc_auc
 
     out = {}
     for kind in KINDS:
         values = []
         for found in categories.values():
-            rows = [f for f in found if kind_of(f["name"]) == kind]
+            rows = [f for f in found if ALIASES.get(named := defect_of(f["name"]), named) == kind]
             if rows:
                 mask, points = (np.concatenate([f[key][f["valid"]] for f in rows]) for key in ("point_mask", "points"))
                 values.append(roc_auc(mask, points))
@@ -129,10 +124,10 @@ def main() -> int:
         for group in dict.fromkeys(row.name.partition("-")[0] for row in rows):
             title = "Real shapes" if group == "real" else f"Synthetic, {group}"
             sections.append(section(title, [row for row in rows if row.name.startswith(f"{group}-")], f"{group}-"))
-    every = [json.loads(path.read_text()) for path in options.workdir.rglob("results.json")]
     if not sections:
         print(f"nothing is complete under {options.workdir}: run the same without --report", file=sys.stderr)
         return 1
+    every = [json.loads(path.read_text()) for path in options.workdir.rglob("results.json")]
     results = next((found for found in every if "clip" in found["weights"]), every[0])
     about = (
         "# Zero-shot benchmark\n\nMade by `python benchmarks/zero_shot.py` (see there). Per cent, mean over categories that\n"
