@@ -40,7 +40,8 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
     """Scores the scans and writes DIR; returns the lines that say which scans could not be scored."""
     import jax
 
-    from data_pipelines.clouds import clean, read_cloud
+    from data_pipelines.cloud_files import read_cloud
+    from data_pipelines.clouds import clean
     from data_pipelines.datasets import DataError, Scan
     from data_pipelines.objects import make_object, recipe_of, to_batch
     from experiments.build import data_config

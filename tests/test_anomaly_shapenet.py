@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.clouds import read_cloud
+from data_pipelines.cloud_files import read_cloud
 from data_pipelines.datasets import DataError, open_reader
 
 from .scans import ellipsoid, write_pcd

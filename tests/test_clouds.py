@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from data_pipelines import clouds
+from data_pipelines import cloud_files, clouds
 from data_pipelines.datasets import DataError, Scan
 
 from .scans import ellipsoid
@@ -25,18 +25,18 @@ def test_reads_clouds_in_file_order(tmp_path, suffix):
         np.save(path, xyz)
     else:
         np.savetxt(path, xyz, delimiter="," if suffix == ".csv" else " ")
-    np.testing.assert_allclose(clouds.read_cloud(path), xyz, rtol=1e-6)
+    np.testing.assert_allclose(cloud_files.read_cloud(path), xyz, rtol=1e-6)
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     if suffix not in (".xyz", ".txt", ".csv"):  # half a text is a shorter text
         with pytest.raises(DataError, match="scan"):
-            clouds.read_cloud(path)
+            cloud_files.read_cloud(path)
 
 
 def test_unknown_formats_and_missing_files(tmp_path):
     (tmp_path / "a.stl").write_bytes(b"solid")
     for path, message in ((tmp_path / "a.stl", "unknown cloud format '.stl'"), (tmp_path / "b.pcd", "no such file")):
         with pytest.raises(DataError, match=message):
-            clouds.read_cloud(path)
+            cloud_files.read_cloud(path)
 
 
 def test_farthest_points_spread_as_the_exact_method_does():

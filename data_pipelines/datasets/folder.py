@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clouds import clean, read_cloud, seed_of
+from ..cloud_files import read_cloud
+from ..clouds import clean, seed_of
 from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
 from .pictures import TIFF, read_xyz
 from .truth import MARKS, read_marks

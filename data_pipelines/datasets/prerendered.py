@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clouds import clean, read_cloud
+from ..cloud_files import read_cloud
+from ..clouds import clean
 from ..render import fill_unseen
 from .base import DataError, GivenViews, Sample, Scan, files, find_root, folders, unknown_category
 from .pictures import TIFF, read_grey, read_rgb, read_xyz

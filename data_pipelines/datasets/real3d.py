@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clouds import clean, point_count, read_cloud, read_table
+from ..cloud_files import point_count, read_cloud
+from ..clouds import clean
+from ..tables import read_table
 from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
 
 CLOUDS = (".pcd", ".ply")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ..clouds import point_count, read_cloud, read_table
+from ..cloud_files import point_count, read_cloud
+from ..tables import read_table
 from .base import DataError
 from .pictures import read_flags
 
