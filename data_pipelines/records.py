@@ -143,7 +143,7 @@ def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
     options = {"categories": tuple(data_cfg["categories"]), "seed": int(data_cfg["data_seed"]), "good": int(data_cfg["good"]),
                "defective": int(data_cfg["defective"]), "points": int(data_cfg["scan_points"]),
                "difficulty": data_cfg["difficulty"]}
-    name = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps({**options, "format": synthetic.FORMAT}, sort_keys=True).encode()).hexdigest()[:16]
     root = cache_root / f"scans-{name}"
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root, progress):

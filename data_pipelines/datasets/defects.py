@@ -20,6 +20,7 @@ import numpy as np
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets.fields import Solid
 from data_pipelines.datasets.meshing import Mesh, edge_graph, fitting_resolution, mesh_field, refine, vertex_normals
 
@@ -102,7 +103,7 @@ def apply(
     ranges = DIFFICULTIES[difficulty][kind]
     size = ranges.size[0] + severity * (ranges.size[1] - ranges.size[0])
     depth = ranges.depth[0] + severity * (ranges.depth[1] - ranges.depth[0])
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
     if kind == "break":
         return _break(solid, mesh, size, depth * unit, rng)
     if kind == "bend":
@@ -118,12 +119,12 @@ def apply(
 def _visible_vertex(solid: Solid, mesh: Mesh, unit: float, rng: np.random.Generator, frame: np.ndarray) -> int:
     """A vertex that some camera of a ring about x sees well: free line of sight, not too oblique."""
     angles = np.radians(np.arange(0, 360, 36))
-    sight = (
-        np.stack([np.zeros(10), np.sin(angles), np.cos(angles)], 1) @ frame
-    )  # towards the cameras, in the solid's frame
+    # Towards the cameras, in the solid's frame.
+    sight = exact.times(np.stack([np.zeros(10), exact.sin(angles), exact.cos(angles)], 1), frame)
     candidates = rng.choice(len(mesh.vertices), 12, p=_vertex_area(mesh))
     normal = vertex_normals(mesh)[candidates]
-    faces, cosines = (normal @ sight.T).argmax(1), (normal @ sight.T).max(1)
+    seen = exact.times(normal, sight.T)
+    faces, cosines = seen.argmax(1), seen.max(1)
     steps = unit * np.linspace(0.06, 2.0, 40)
     rays = mesh.vertices[candidates][:, None] + normal[:, None] * 0.02 * unit + sight[faces][:, None] * steps[:, None]
     free = (solid.field(rays.reshape(-1, 3).astype(np.float32)).reshape(12, -1) > 0).all(1)
@@ -136,9 +137,9 @@ def _visible_vertex(solid: Solid, mesh: Mesh, unit: float, rng: np.random.Genera
 def _vertex_area(mesh: Mesh) -> np.ndarray:
     """Share [Q] of the surface around every vertex; sums to one."""
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    area = exact.norm(np.cross(b - a, c - a))
     total = np.bincount(mesh.faces.ravel(), np.repeat(area, 3), len(mesh.vertices))
-    return total / total.sum()
+    return total / exact.total(total)
 
 
 def _thickness(solid: Solid, point: np.ndarray, normal: np.ndarray, unit: float) -> float:
@@ -151,9 +152,9 @@ def _thickness(solid: Solid, point: np.ndarray, normal: np.ndarray, unit: float)
 def waves(rng: np.random.Generator, count: int, wavelength: tuple[float, float]):
     """Smooth random scalar function of position, of about unit deviation."""
     direction = rng.normal(size=(count, 3))
-    direction *= (2 * np.pi / rng.uniform(*wavelength, count) / np.linalg.norm(direction, axis=1))[:, None]
+    direction *= (2 * np.pi / rng.uniform(*wavelength, count) / exact.norm(direction))[:, None]
     phase = rng.uniform(0, 2 * np.pi, count)
-    return lambda p: np.sin(p @ direction.T + phase).sum(1) * np.sqrt(2 / count)
+    return lambda p: exact.times(exact.sin(exact.times(p, direction.T) + phase), np.full(count, np.sqrt(2 / count)))
 
 
 class _Patch(NamedTuple):
@@ -169,7 +170,7 @@ class _Patch(NamedTuple):
 def _patch(mesh: Mesh, seed: int, radius: float, reach: float, edges: int, rng: np.random.Generator) -> _Patch:
     """The irregular disc around a seed, on a mesh refined to `edges` edges a radius up to `reach` radii away."""
     centre = mesh.vertices[seed]
-    straight = np.linalg.norm(mesh.vertices - centre, axis=1)
+    straight = exact.norm(mesh.vertices - centre)
     graph = edge_graph(mesh)
     path = csgraph.dijkstra(graph, indices=seed, limit=2.0 * reach * radius)
     # Paths along edges are up to a quarter too long; where they are longer still, the surface folds back (teeth,
@@ -181,14 +182,14 @@ def _patch(mesh: Mesh, seed: int, radius: float, reach: float, edges: int, rng: 
     smooth.data = np.ones_like(smooth.data)
     for _ in range(6):
         normal = normal + 0.5 * (smooth @ normal)
-        normal /= np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None]
+        normal /= np.maximum(exact.norm(normal), 1e-9)[:, None]
     fine, spread = refine(mesh, near, _levels(mesh, near, radius / edges))
     distance = spread @ distance
     q = distance / (
         radius * (1 + 0.16 * np.clip(waves(rng, 5, (0.8 * radius, 2.5 * radius))(fine.vertices), -1.5, 1.5))
     )
     normal = spread @ normal
-    return _Patch(fine, q, normal / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None])
+    return _Patch(fine, q, normal / np.maximum(exact.norm(normal), 1e-9)[:, None])
 
 
 def _levels(mesh: Mesh, near: np.ndarray, edge: float) -> int:
@@ -196,8 +197,8 @@ def _levels(mesh: Mesh, near: np.ndarray, edge: float) -> int:
     faces = mesh.faces[near[mesh.faces].all(1)]
     if not len(faces):
         raise NoPlace("the defect is smaller than the mesh")
-    length = np.linalg.norm(mesh.vertices[faces[:, 0]] - mesh.vertices[faces[:, 1]], axis=1).mean()
-    return int(np.clip(np.ceil(np.log2(length / edge)), 0, 3))
+    length = exact.mean(exact.norm(mesh.vertices[faces[:, 0]] - mesh.vertices[faces[:, 1]]))
+    return sum(length > edge * halved for halved in (1, 2, 4))
 
 
 # ---------------------------------------------------------------- the six kinds
@@ -205,13 +206,13 @@ def _levels(mesh: Mesh, near: np.ndarray, edge: float) -> int:
 
 def _bulge(solid, mesh, seed, radius, depth, rng, sign=1.0) -> Defective:
     patch = _patch(mesh, seed, radius, 1.4, 8, rng)
-    amount = np.where(patch.q < 1, (1 - np.minimum(patch.q, 1) ** 2) ** 2, 0)
+    amount = np.where(patch.q < 1, np.square(1 - np.square(np.minimum(patch.q, 1))), 0)
     moved = patch.mesh.vertices + (sign * depth) * amount[:, None] * patch.normal
     return Defective(Mesh(moved, patch.mesh.faces), amount / amount.max(), radius, depth)
 
 
 def _dent(solid, mesh, seed, radius, depth, rng) -> Defective:
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
     deepest = 0.6 * _thickness(solid, mesh.vertices[seed], vertex_normals(mesh)[seed], unit)
     if deepest < 0.4 * depth:
         raise NoPlace("the wall is too thin for a dent")
@@ -219,11 +220,11 @@ def _dent(solid, mesh, seed, radius, depth, rng) -> Defective:
 
 
 def _hole(solid, mesh, seed, radius, depth, rng) -> Defective:
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
     depth = min(depth, 0.6 * _thickness(solid, mesh.vertices[seed], vertex_normals(mesh)[seed], unit))
     patch = _patch(mesh, seed, radius, 1.8, 24, rng)
     gone = patch.q < 1
-    amount = np.where(gone, 1, np.clip((1.55 - patch.q) / 0.55, 0, 1) ** 2)
+    amount = np.where(gone, 1, np.square(np.clip((1.55 - patch.q) / 0.55, 0, 1)))
     moved = patch.mesh.vertices - depth * amount[:, None] * patch.normal
     kept = patch.mesh.faces[~gone[patch.mesh.faces].all(1)]
     return Defective(Mesh(moved, kept), amount, radius, depth)
@@ -231,27 +232,27 @@ def _hole(solid, mesh, seed, radius, depth, rng) -> Defective:
 
 def _crack(solid, mesh, seed, length, depth, rng) -> Defective:
     """`length` is half the crack's; its width follows the depth."""
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
     normal = vertex_normals(mesh)
     depth = min(depth, 0.6 * _thickness(solid, mesh.vertices[seed], normal[seed], unit))
     width = np.clip(0.6 * depth, 0.015 * unit, 0.035 * unit)
     path, facing = _walk(mesh, normal, seed, length, 0.02 * unit, rng)
     share = np.linspace(-1, 1, len(path))
-    widths = width * (0.25 + 0.75 * (1 - share**2))
+    widths = width * (0.25 + 0.75 * (1 - share * share))
     tree = cKDTree(path)
 
     def groove(vertices, normals):
         distance, nearest = tree.query(vertices, distance_upper_bound=width)
         nearest = np.minimum(nearest, len(path) - 1)  # farther ones: infinite distance
         q = distance / widths[nearest]
-        return np.where((q < 1) & (np.einsum("qi,qi->q", normals, facing[nearest]) > 0), 1 - np.minimum(q, 1), 0) * (
-            1 - 0.7 * share[nearest] ** 2
+        return np.where((q < 1) & (exact.dot(normals, facing[nearest]) > 0), 1 - np.minimum(q, 1), 0) * (
+            1 - 0.7 * np.square(share[nearest])
         )
 
     near = tree.query(mesh.vertices, distance_upper_bound=3 * width)[0] < 3 * width
     fine, spread = refine(mesh, near, _levels(mesh, near, width / 4))
     normals = spread @ normal
-    normals /= np.maximum(np.linalg.norm(normals, axis=1), 1e-9)[:, None]
+    normals /= np.maximum(exact.norm(normals), 1e-9)[:, None]
     amount = groove(fine.vertices, normals)
     if not (amount > THRESHOLD).any():
         raise NoPlace("the crack lies off the surface")
@@ -271,14 +272,14 @@ def _walk(mesh: Mesh, normal, seed: int, length: float, step: float, rng) -> tup
         at, up, ahead = mesh.vertices[seed], normal[seed], sign * heading
         points, ups = [at], [up]
         for _ in range(max(int(length / step), 3)):
-            ahead = ahead - (ahead @ up) * up
-            ahead = ahead / max(np.linalg.norm(ahead), 1e-9)
+            ahead = ahead - exact.dot(ahead, up) * up
+            ahead = ahead / max(exact.norm(ahead), 1e-9)
             ahead = ahead + rng.normal(0, 0.45) * np.cross(up, ahead)
-            target = at + step * ahead / np.linalg.norm(ahead)
+            target = at + step * ahead / exact.norm(ahead)
             nearest = tree.query(target)[1]
             up = normal[nearest]
-            at = target - ((target - mesh.vertices[nearest]) @ up) * up
-            if np.linalg.norm(at - points[-1]) < 0.3 * step or up @ ups[-1] < 0.2:  # an edge too sharp to cross
+            at = target - exact.dot(target - mesh.vertices[nearest], up) * up
+            if exact.norm(at - points[-1]) < 0.3 * step or exact.dot(up, ups[-1]) < 0.2:  # an edge too sharp to cross
                 break
             points.append(at)
             ups.append(up)
@@ -297,20 +298,20 @@ def _part(mesh: Mesh, share: float, rng: np.random.Generator) -> tuple[np.ndarra
     drawn parts.
     """
     area = _vertex_area(mesh)
-    axes = np.concatenate(
-        [rng.normal(size=(14, 3)), np.linalg.svd(mesh.vertices - mesh.vertices.mean(0), full_matrices=False)[2]]
-    )
-    axes = np.concatenate([axes, -axes[-3:]]) / np.linalg.norm(np.concatenate([axes, -axes[-3:]]), axis=1)[:, None]
+    principal = exact.principal_axes(mesh.vertices)
+    axes = np.concatenate([rng.normal(size=(14, 3)), principal, -principal])
+    axes /= exact.norm(axes)[:, None]
     options = []
     for axis in axes:
-        height = mesh.vertices @ axis
-        order = np.argsort(height)
+        height = exact.times(mesh.vertices, axis)
+        order = np.argsort(height, kind="stable")
         offset = height[order][np.searchsorted(np.cumsum(area[order]), 1 - share).clip(max=len(order) - 1)]
         beyond = height > offset
         reach = height.max() - offset
         band = mesh.vertices[np.abs(height - offset) < 0.05 * np.ptp(height)]
-        across = band - np.outer(band @ axis, axis)
-        width = np.sqrt(across.var(0).sum()) + 1e-6
+        across = band - np.outer(exact.times(band, axis), axis)
+        across = across - exact.mean(across)
+        width = np.sqrt(exact.mean(exact.dot(across, across))) + 1e-6
         options.append((reach / width, axis, offset, beyond))
     options.sort(key=lambda option: -option[0])
     _, axis, offset, _ = options[int(rng.integers(4))]
@@ -319,17 +320,18 @@ def _part(mesh: Mesh, share: float, rng: np.random.Generator) -> tuple[np.ndarra
 
 def _break(solid, mesh, share, rough, rng) -> Defective:
     axis, offset = _part(mesh, share, rng)
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
     coarse, fine = waves(rng, 6, (0.3 * unit, 0.8 * unit)), waves(rng, 8, (0.06 * unit, 0.16 * unit))
 
     def cut(p):
-        across = p - np.outer(p @ axis, axis)
-        return p @ axis - offset + rough * (0.8 * coarse(across) + 0.25 * fine(across))
+        along = exact.times(p, axis)
+        across = p - np.outer(along, axis)
+        return along - offset + rough * (0.8 * coarse(across) + 0.25 * fine(across))
 
     def field(p):
         return np.maximum(solid.field(p), (0.5 * cut(p)).astype(np.float32))
 
-    height = (mesh.vertices @ axis).max() - offset
+    height = exact.times(mesh.vertices, axis).max() - offset
     broken = mesh_field(field, solid.half, fitting_resolution(*solid))
     # On the fracture the cut's field is zero and the solid's negative, elsewhere the other way round: their difference
     # changes sign at the edge between the two.
@@ -337,18 +339,18 @@ def _break(solid, mesh, share, rough, rng) -> Defective:
     amount = np.clip(THRESHOLD + lead / unit, 0, 1)
     if (amount > THRESHOLD).sum() < 12:
         raise NoPlace("the cut misses the body")
-    area = _vertex_area(broken)[amount > THRESHOLD].sum() * _total_area(broken)
+    area = exact.total(_vertex_area(broken)[amount > THRESHOLD]) * _total_area(broken)
     return Defective(broken, amount, float(np.sqrt(area / np.pi)), float(height))
 
 
 def _total_area(mesh: Mesh) -> float:
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    return float(0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1).sum())
+    return float(0.5 * exact.total(exact.norm(np.cross(b - a, c - a))))
 
 
 def _bend(mesh, share, angle, rng) -> Defective:
     axis, offset = _part(mesh, share, rng)
-    height = mesh.vertices @ axis - offset
+    height = exact.times(mesh.vertices, axis) - offset
     beyond = height > 0
     graph = edge_graph(mesh)
     _, label = csgraph.connected_components(graph[beyond][:, beyond], directed=False)
@@ -357,15 +359,15 @@ def _bend(mesh, share, angle, rng) -> Defective:
         True  # several parts may lie beyond the plane: the largest
     )
     reach = height[part].max()
-    root = mesh.vertices[part & (height < 0.15 * reach)].mean(0)
+    root = exact.mean(mesh.vertices[part & (height < 0.15 * reach)])
     across = np.cross(axis, rng.normal(size=3))
-    across /= np.linalg.norm(across)
+    across /= exact.norm(across)
     ramp = np.clip(height / (rng.uniform(0.3, 0.6) * reach), 0, 1)
     turn = np.where(part, angle * ramp * ramp * (3 - 2 * ramp), 0)[:, None]
     arm = mesh.vertices - root
-    along = (arm @ across)[:, None] * across
-    turned = along + np.cos(turn) * (arm - along) + np.sin(turn) * np.cross(across, arm)
-    shift = np.linalg.norm(turned - arm, axis=1)
+    along = exact.times(arm, across)[:, None] * across
+    turned = along + exact.cos(turn) * (arm - along) + exact.sin(turn) * np.cross(across, arm)
+    shift = exact.norm(turned - arm)
     curving = np.where(part, 4 * ramp * (1 - ramp), 0)  # the rate at which the angle grows, over its largest
     if (curving > THRESHOLD).sum() < 12:
         raise NoPlace("the bend is smaller than the mesh")

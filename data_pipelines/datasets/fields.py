@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
+
+from data_pipelines.datasets import exact
 
 Field = Callable[[np.ndarray], np.ndarray]
 
@@ -89,7 +90,7 @@ def move(body: Field, offset: Sequence[float]) -> Field:
 def turn(body: Field, rotation: np.ndarray) -> Field:
     """`body` turned by a rotation matrix [3, 3] (column vectors: x -> rotation @ x)."""
     matrix = _f32(rotation)
-    return lambda p: body(p @ matrix)
+    return lambda p: body(exact.times(p, matrix))
 
 
 def grow(body: Field, scale: float) -> Field:
@@ -99,14 +100,16 @@ def grow(body: Field, scale: float) -> Field:
 
 def attitude(rng: np.random.Generator) -> np.ndarray:
     """A rotation matrix [3, 3], all equally likely."""
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    return q if np.linalg.det(q) > 0 else q[:, [1, 0, 2]]
+    first, second = rng.normal(size=(2, 3))
+    first /= exact.norm(first)
+    second -= exact.dot(first, second) * first
+    second /= exact.norm(second)
+    return np.stack([first, second, np.cross(first, second)], 1)
 
 
 def about(axis: str, degrees: float) -> np.ndarray:
     """Rotation matrix [3, 3] about a coordinate axis."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    c, s = exact.cos(np.radians(degrees)), exact.sin(np.radians(degrees))
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     matrix = np.eye(3)
     matrix[i, i] = matrix[j, j] = c
@@ -119,11 +122,11 @@ def polar(body: Field, count: int) -> Field:
     sector = 2 * np.pi / count
 
     def field(p):
-        angle = np.arctan2(p[:, 1], p[:, 0])
+        angle = exact.arctan2(p[:, 1], p[:, 0])
         angle = angle - sector * np.round(angle / sector)
-        radius = np.hypot(p[:, 0], p[:, 1])
+        radius = exact.hypot(p[:, 0], p[:, 1])
         beside = angle - sector * np.where(angle < 0, -1, 1)  # as seen by the nearer neighbour
-        near, far = (_f32(np.stack([radius * np.cos(a), radius * np.sin(a), p[:, 2]], 1)) for a in (angle, beside))
+        near, far = (_f32(np.stack([radius * exact.cos(a), radius * exact.sin(a), p[:, 2]], 1)) for a in (angle, beside))
         return np.minimum(body(near), body(far))
 
     return field
@@ -145,7 +148,7 @@ def mirror(body: Field, axis: int) -> Field:
 
 def ball(radius: float, centre: Sequence[float] = (0, 0, 0)) -> Field:
     middle = _f32(centre)
-    return lambda p: np.linalg.norm(p - middle, axis=1) - np.float32(radius)
+    return lambda p: exact.norm(p - middle) - np.float32(radius)
 
 
 def balls(radius: float, centres: np.ndarray) -> Field:
@@ -153,9 +156,8 @@ def balls(radius: float, centres: np.ndarray) -> Field:
     tree = cKDTree(centres)
 
     def field(p):  # searching no farther than three radii is faster, and a lower bound is enough out there
-        return np.minimum(_f32(tree.query(p, distance_upper_bound=3 * radius)[0]), np.float32(3 * radius)) - np.float32(
-            radius
-        )
+        distance = _f32(tree.query(p, distance_upper_bound=3 * radius)[0])
+        return np.minimum(distance, np.float32(3 * radius)) - np.float32(radius)
 
     return field
 
@@ -166,7 +168,7 @@ def box(half: Sequence[float], round: float = 0.0) -> Field:
 
     def field(p):
         q = np.abs(p) - inner
-        return np.linalg.norm(np.maximum(q, 0), axis=1) + np.minimum(q.max(1), 0) - np.float32(round)
+        return exact.norm(np.maximum(q, 0)) + np.minimum(q.max(1), 0) - np.float32(round)
 
     return field
 
@@ -176,7 +178,7 @@ def cylinder(radius: float, half_height: float, round: float = 0.0) -> Field:
 
     def field(p):
         return _corner(
-            np.hypot(p[:, 0], p[:, 1]) - np.float32(radius), np.abs(p[:, 2]) - np.float32(half_height), round
+            exact.hypot(p[:, 0], p[:, 1]) - np.float32(radius), np.abs(p[:, 2]) - np.float32(half_height), round
         )
 
     return field
@@ -185,13 +187,13 @@ def cylinder(radius: float, half_height: float, round: float = 0.0) -> Field:
 def _corner(side: np.ndarray, end: np.ndarray, round: float) -> np.ndarray:
     """Distance to the body bounded by two orthogonal distances, its edge rounded."""
     a, b = side + np.float32(round), end + np.float32(round)
-    return np.hypot(np.maximum(a, 0), np.maximum(b, 0)) + np.minimum(np.maximum(a, b), 0) - np.float32(round)
+    return exact.hypot(np.maximum(a, 0), np.maximum(b, 0)) + np.minimum(np.maximum(a, b), 0) - np.float32(round)
 
 
 def tube(curve: np.ndarray, radius) -> Field:
     """Round rod along a polyline [K, 3]; `radius` is a number or one per vertex [K]."""
     curve = np.asarray(curve, np.float64)
-    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
+    along = np.concatenate([[0], np.cumsum(exact.norm(np.diff(curve, axis=0)))])
     radii = np.broadcast_to(np.asarray(radius, np.float64), (len(curve),))
     at = np.linspace(0, along[-1], max(int(along[-1] / (0.12 * radii.min())), 2) + 1)
     points = np.stack([np.interp(at, along, curve[:, i]) for i in range(3)], 1)
@@ -221,8 +223,8 @@ def outline(
     square, inside = np.full(len(grid), np.inf, np.float32), np.zeros(len(grid), bool)
     for a, b in zip(_f32(polygon), _f32(np.roll(polygon, -1, 0)), strict=True):
         edge, rel = b - a, grid - a
-        t = np.clip((rel @ edge) / max(float(edge @ edge), 1e-12), 0, 1)
-        square = np.minimum(square, (rel[:, 0] - t * edge[0]) ** 2 + (rel[:, 1] - t * edge[1]) ** 2)
+        t = np.clip(exact.times(rel, edge) / max(float(exact.dot(edge, edge)), 1e-12), 0, 1)
+        square = np.minimum(square, np.square(rel[:, 0] - t * edge[0]) + np.square(rel[:, 1] - t * edge[1]))
         if a[1] != b[1]:
             crosses = (a[1] > grid[:, 1]) != (b[1] > grid[:, 1])
             inside ^= crosses & (rel[:, 0] < edge[0] * rel[:, 1] / edge[1])
@@ -231,10 +233,18 @@ def outline(
     def distance(u, v):
         at = np.stack([(u - low[0]) / step, (v - low[1]) / step])
         kept = np.clip(at, 0, (shape - 1)[:, None])
-        beyond = step * np.hypot(*(at - kept))  # outside of the table: a lower bound is enough
-        return _f32(map_coordinates(table, kept, order=1, prefilter=False) + 0.7 * beyond)
+        beyond = step * exact.hypot(*(at - kept))  # outside of the table: a lower bound is enough
+        return _f32(_between(table, *kept) + 0.7 * beyond)
 
     return distance
+
+
+def _between(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of a table [A, B] at places [N] in units of its rows and columns, inside of it."""
+    row, column = (np.minimum(at.astype(np.intp), size - 2) for at, size in zip((x, y), table.shape, strict=True))
+    x, y, flat, at = x - row, y - column, table.ravel(), row * table.shape[1] + column
+    near, far = (flat[i] + y * (flat[i + 1] - flat[i]) for i in (at, at + table.shape[1]))
+    return near + x * (far - near)
 
 
 def revolve(profile: np.ndarray) -> Field:
@@ -243,7 +253,7 @@ def revolve(profile: np.ndarray) -> Field:
     if (profile[:, 0] < 1e-6).any():  # continue solid bodies across the axis, so that the axis is no surface
         profile = np.concatenate([profile, (profile * [-1, 1])[::-1]])
     distance = outline(profile, start=0.0)
-    return lambda p: distance(np.hypot(p[:, 0], p[:, 1]), p[:, 2])
+    return lambda p: distance(exact.hypot(p[:, 0], p[:, 1]), p[:, 2])
 
 
 def extrude(polygon: np.ndarray, half_height: float, round: float = 0.0) -> Field:
@@ -258,9 +268,10 @@ def superquadric(half: Sequence[float], vertical: float, horizontal: float) -> F
 
     def field(p):
         q = np.abs(p / axes) + np.float32(1e-6)
-        level = (q[:, 0] ** (2 / horizontal) + q[:, 1] ** (2 / horizontal)) ** (horizontal / vertical)
-        level = (level + q[:, 2] ** (2 / vertical)) ** (vertical / 2)
-        length = np.linalg.norm(p, axis=1) + np.float32(1e-6)
+        level = exact.power(q[:, 0], 2 / horizontal) + exact.power(q[:, 1], 2 / horizontal)
+        level = exact.power(level, horizontal / vertical) + exact.power(q[:, 2], 2 / vertical)
+        level = exact.power(level, vertical / 2)
+        length = exact.norm(p) + np.float32(1e-6)
         return np.float32(0.7) * (length - length / level)  # along the ray, which is longer than the true distance
 
     return field
@@ -277,13 +288,13 @@ def smooth_curve(knots: Sequence[Sequence[float]], count: int = 40) -> np.ndarra
     i = np.minimum(t.astype(int), len(knots) - 2)
     u = (t - i)[:, None]
     a, b, c, d = (padded[i + k] for k in range(4))
-    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3)
+    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u * u + (3 * b - a - 3 * c + d) * u * u * u)
 
 
 def arc(radius: float, start: float, stop: float, count: int = 32) -> np.ndarray:
     """Points [count, 2] on a circle, angles in degrees."""
     t = np.radians(np.linspace(start, stop, count))
-    return radius * np.stack([np.cos(t), np.sin(t)], 1)
+    return radius * np.stack([exact.cos(t), exact.sin(t)], 1)
 
 
 def shell(outer: np.ndarray, wall: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets.fields import Solid
 
 
@@ -16,7 +17,7 @@ def finish(body: Solid, share: float, rng: np.random.Generator) -> Solid:
     of half the diagonal of its box."""
     if rng.random() >= share:
         return body
-    unit = float(np.linalg.norm(body.half))
+    unit = float(exact.norm(body.half))
     for kind in rng.choice(len(KINDS), size=int(rng.integers(1, 3)), replace=False):
         body = KINDS[kind](body, unit, rng)
     return body
@@ -37,9 +38,9 @@ def _slope(body: Solid) -> float:
     """How fast the field grows across the surface: fields may be lower bounds of the distance."""
     rng, nudge = np.random.default_rng(0), 1e-2 * np.eye(3)
     points = rng.uniform(-1, 1, (6000, 3)) * body.half
-    nearest = points[np.argsort(np.abs(body.field(points.astype(np.float32))))[:200]]
+    nearest = points[np.argsort(np.abs(body.field(points.astype(np.float32))), kind="stable")[:200]]
     change = [body.field((nearest + n).astype(np.float32)) - body.field((nearest - n).astype(np.float32)) for n in nudge]
-    return float(np.median(np.linalg.norm(change, axis=0)) / 2e-2)
+    return float(np.median(exact.norm(np.stack(change, 1))) / 2e-2)
 
 
 def _wave(x: np.ndarray, duty: float = 0.5) -> np.ndarray:
@@ -81,8 +82,8 @@ def _knurl(body: Solid, unit: float, rng: np.random.Generator) -> Solid:
     middle, wide = rng.uniform(-0.6, 0.6) * body.half[2], unit * rng.uniform(0.1, 0.25)
 
     def height(p):
-        around = np.arctan2(p[:, 1], p[:, 0]) * np.float32(count / (2 * np.pi))
-        far = np.hypot(p[:, 0], p[:, 1]) / np.float32(radius)  # near the axis the flutes run together: fade them
+        around = exact.arctan2(p[:, 1], p[:, 0]) * np.float32(count / (2 * np.pi))
+        far = exact.hypot(p[:, 0], p[:, 1]) / np.float32(radius)  # near the axis the flutes run together: fade them
         band = _step((np.float32(wide) - np.abs(p[:, 2] - np.float32(middle))) / np.float32(0.2 * period))
         return _wave(around) * band * _step((far - 0.35) / 0.25)
 
@@ -92,7 +93,7 @@ def _knurl(body: Solid, unit: float, rng: np.random.Generator) -> Solid:
 def _window(body: Solid, unit: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre on the surface [3], a frame [3, 3] with the surface's normal last, half sides [2] of a rectangle there."""
     direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
+    direction /= exact.norm(direction)
     # From outside towards a point near the axis, until the field says inside.
     target = rng.uniform(-0.4, 0.4, 3) * body.half
     steps = target + direction * np.linspace(2.2 * unit, 0, 300)[:, None]
@@ -101,9 +102,9 @@ def _window(body: Solid, unit: float, rng: np.random.Generator) -> tuple[np.ndar
     nudge = 0.01 * unit * np.concatenate([np.eye(3), -np.eye(3)])
     values = body.field((at + nudge).astype(np.float32))
     normal = values[:3] - values[3:]
-    normal = normal / max(float(np.linalg.norm(normal)), 1e-9) if inside.any() else direction
+    normal = normal / max(float(exact.norm(normal)), 1e-9) if inside.any() else direction
     first = np.cross(normal, rng.normal(size=3))
-    first /= np.linalg.norm(first)
+    first /= exact.norm(first)
     return at, np.stack([first, np.cross(normal, first), normal], 1), unit * rng.uniform([0.12, 0.08], [0.28, 0.2])
 
 
@@ -120,7 +121,7 @@ def _bars(body: Solid, unit: float, rng: np.random.Generator) -> Solid:
     at, frame = at.astype(np.float32), frame.astype(np.float32)
 
     def height(p):
-        q = (p - at) @ frame
+        q = exact.times(p - at, frame)
         return _wave(q[:, 0] / np.float32(period)) * _inside(q, half, 0.2 * period, 0.2 * unit)
 
     return _relief(body, height, depth * rng.choice([-1, 1]), 2 * steep)
@@ -133,7 +134,7 @@ def _studs(body: Solid, unit: float, rng: np.random.Generator) -> Solid:
     at, frame = at.astype(np.float32), frame.astype(np.float32)
 
     def height(p):
-        q = (p - at) @ frame
+        q = exact.times(p - at, frame)
         both = _wave(q[:, 0] / np.float32(period), 0.6) * _wave(q[:, 1] / np.float32(period), 0.6)
         return both * _inside(q, half, 0.2 * period, 0.2 * unit)
 

@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets.fields import Field
 
 _CORNERS = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
@@ -74,13 +75,13 @@ def mesh_field(field: Field, half: np.ndarray, resolution: int) -> Mesh:
     cut = (a < 0) != (b < 0)
     t = np.where(cut, a / np.where(cut, a - b, 1), 0)[..., None]
     where = (_CORNERS[_EDGES[:, 0]] * (1 - t) + _CORNERS[_EDGES[:, 1]] * t) * cut[..., None]
-    local = where.sum(1) / cut.sum(1)[:, None]
+    local = exact.total(where.transpose(1, 0, 2)) / cut.sum(1)[:, None]
     start = low + step * (np.stack(np.unravel_index(active, cells + 1), 1) + local)
     vertices = _pull(start, field, at_corner, local, step)
 
     quad = of_cell[quads]
     corner_xyz = vertices[quad]
-    shorter = (_norm(corner_xyz[:, 0] - corner_xyz[:, 2]) <= _norm(corner_xyz[:, 1] - corner_xyz[:, 3]))[:, None]
+    shorter = (exact.norm(corner_xyz[:, 0] - corner_xyz[:, 2]) <= exact.norm(corner_xyz[:, 1] - corner_xyz[:, 3]))[:, None]
     first = np.where(shorter, quad[:, [0, 1, 2]], quad[:, [0, 1, 3]])
     return Mesh(vertices, np.concatenate([first, np.where(shorter, quad[:, [0, 2, 3]], quad[:, [1, 2, 3]])]))
 
@@ -100,10 +101,6 @@ def _quads(values: np.ndarray, cells: np.ndarray, strides: np.ndarray) -> np.nda
     return np.concatenate(quads)
 
 
-def _norm(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("...i,...i->...", x, x))
-
-
 def _nonempty(blocks: np.ndarray, field: Field, low: np.ndarray, side: float) -> np.ndarray:
     """The blocks [n, 3] of the given side that the surface may pass, judged by the distance at their centres."""
     distance = np.abs(field((low + side * (blocks + 0.5)).astype(np.float32)))
@@ -117,14 +114,14 @@ def _pull(vertices, field: Field, at_corner, local, step: float) -> np.ndarray:
     gradient = (
         np.stack(
             [
-                np.einsum("nc,nc->n", at_corner, slope[:, i] * weight[:, :, (i + 1) % 3] * weight[:, :, (i + 2) % 3])
+                exact.dot(at_corner, slope[:, i] * weight[:, :, (i + 1) % 3] * weight[:, :, (i + 2) % 3])
                 for i in range(3)
             ],
             1,
         )
         / step
     )
-    scale = np.maximum((gradient**2).sum(1), 0.25)
+    scale = np.maximum(exact.dot(gradient, gradient), 0.25)
     start = vertices
     for _ in range(2):
         vertices = vertices - (field(vertices.astype(np.float32)) / scale)[:, None] * gradient
@@ -144,7 +141,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     total = np.stack(
         [np.bincount(mesh.faces.ravel(), np.repeat(normal[:, i], 3), len(mesh.vertices)) for i in range(3)], 1
     )
-    return total / np.maximum(_norm(total), 1e-12)[:, None]
+    return total / np.maximum(exact.norm(total), 1e-12)[:, None]
 
 
 def edge_graph(mesh: Mesh) -> csr_matrix:
@@ -158,7 +155,7 @@ def edge_graph(mesh: Mesh) -> csr_matrix:
     columns = graph.indices
     rows = np.repeat(np.arange(len(mesh.vertices)), np.diff(graph.indptr))
     graph.data = np.maximum(
-        _norm(mesh.vertices[rows] - mesh.vertices[columns]), 1e-9
+        exact.norm(mesh.vertices[rows] - mesh.vertices[columns]), 1e-9
     )  # so lengths are put in afterwards
     return graph
 
@@ -191,6 +188,13 @@ def refine(mesh: Mesh, near: np.ndarray, levels: int) -> tuple[Mesh, np.ndarray]
     return mesh, spread
 
 
+def on_faces(values: np.ndarray, corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Values [Q, ...] per vertex between the corners [N, 3] of faces, by barycentric weights [N, 3]: [N, ...]."""
+    weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
+    first, second, third = (weights[:, i] * values[corners[:, i]] for i in range(3))
+    return first + second + third
+
+
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Blue-noise samples of a mesh in random order: faces int64 [count], barycentric weights float64 [count, 3].
 
@@ -199,17 +203,17 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[np
     area only.
     """
     normal = face_normals(mesh)
-    area = _norm(normal)
+    area = exact.norm(normal)
     cumulative = np.cumsum(area)
     total = 4 * count
     face = np.searchsorted(cumulative, rng.random(total) * cumulative[-1]).clip(max=len(area) - 1)
     root, other = np.sqrt(rng.random(total)), rng.random(total)
     weights = np.stack([1 - root, root * (1 - other), root * other], 1)
-    points = np.einsum("nc,nci->ni", weights, mesh.vertices[mesh.faces[face]])
+    points = on_faces(mesh.vertices, mesh.faces[face], weights)
     facing = normal[face] / np.maximum(area[face], 1e-15)[:, None]
     apart = _PACKING * np.sqrt(0.5 * cumulative[-1] / count)
     pairs = cKDTree(points).query_pairs(apart, output_type="ndarray")
-    pairs = pairs[np.einsum("ni,ni->n", facing[pairs[:, 0]], facing[pairs[:, 1]]) > -0.2]
+    pairs = pairs[exact.dot(facing[pairs[:, 0]], facing[pairs[:, 1]]) > -0.2]
     kept = np.flatnonzero(_independent(total, pairs))
     if len(kept) < count:  # rare: fill up with points that were excluded
         rest = np.setdiff1d(np.arange(total), kept)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets import fields as f
 from data_pipelines.datasets import solids_eval as later
 from data_pipelines.datasets import solids_families as more
@@ -55,9 +56,9 @@ def graft(body: Solid, category: str, share: float, rng: np.random.Generator) ->
     for _ in range(6):  # hollow bodies may come to lie apart
         other, rotation, scale = solid(rng.choice(kin), rng), f.attitude(rng), rng.uniform(0.4, 0.8)
         here, there = (mesh_field(*part, 24).vertices for part in (body, other))
-        at = here[rng.integers(len(here))] - 0.85 * scale * (rotation @ there[rng.integers(len(there))])
+        at = here[rng.integers(len(here))] - 0.85 * scale * exact.times(there[rng.integers(len(there))], rotation.T)
         part = f.move(f.turn(f.grow(other.field, scale), rotation), at)
-        corner = scale * np.abs(rotation) @ other.half
+        corner = scale * exact.times(other.half, np.abs(rotation).T)
         low, high = np.minimum(-body.half, at - corner), np.maximum(body.half, at + corner)
         middle = (low + high) / 2
         whole = Solid(f.move(f.union(body.field, part, fillet=rng.uniform(0.0, 0.1)), -middle), (high - low) / 2)

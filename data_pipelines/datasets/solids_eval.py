@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets import fields as f
 from data_pipelines.datasets.fields import Solid
 
@@ -60,15 +61,15 @@ def nut(rng) -> Solid:
     angle = 2 * np.pi * (np.arange(sides) + 0.5) / sides
     height, bore, chamfer = rng.uniform(0.3, 0.55), rng.uniform(0.42, 0.56), rng.uniform(0.05, 0.2)
     prism = f.extrude(
-        0.95 / np.cos(np.pi / sides) * np.stack([np.cos(angle), np.sin(angle)], 1) * np.cos(np.pi / 6), height, 0.02
+        0.95 / exact.cos(np.pi / sides) * np.stack([exact.cos(angle), exact.sin(angle)], 1) * exact.cos(np.pi / 6), height, 0.02
     )
     slope = rng.uniform(0.4, 0.7)
-    bevel = lambda p: 0.8 * (slope * (np.hypot(p[:, 0], p[:, 1]) - (1 - chamfer)) + np.abs(p[:, 2]) - height)  # noqa: E731
+    bevel = lambda p: 0.8 * (slope * (exact.hypot(p[:, 0], p[:, 1]) - (1 - chamfer)) + np.abs(p[:, 2]) - height)  # noqa: E731
     pitch, deep, flange = rng.uniform(0.1, 0.14), rng.uniform(0.02, 0.035), rng.uniform(0.0, 0.12)
 
     def thread(p):
-        phase = np.arctan2(p[:, 1], p[:, 0]) + 2 * np.pi / pitch * p[:, 2]
-        return 0.6 * (np.hypot(p[:, 0], p[:, 1]) - np.float32(bore) + np.float32(deep) * np.sin(phase))
+        phase = exact.arctan2(p[:, 1], p[:, 0]) + 2 * np.pi / pitch * p[:, 2]
+        return 0.6 * (exact.hypot(p[:, 0], p[:, 1]) - np.float32(bore) + np.float32(deep) * exact.sin(phase))
 
     body = f.intersect(prism, bevel, fillet=0.03)
     if flange > 0.05:
@@ -83,7 +84,7 @@ def cup(rng) -> Solid:
     radius, half, wall = rng.uniform(0.5, 0.65), rng.uniform(0.6, 0.8), rng.uniform(0.11, 0.15)
     taper, belly = rng.uniform(0.75, 1.05), rng.uniform(-0.04, 0.1)
     t = np.linspace(0, 1, 36)
-    outer = np.stack([radius * (taper + (1 - taper) * t) + belly * np.sin(np.pi * t), half * (2 * t - 1)], 1)
+    outer = np.stack([radius * (taper + (1 - taper) * t) + belly * exact.sin(np.pi * t), half * (2 * t - 1)], 1)
     vessel, profile = f.revolve(f.shell(outer, wall)), outer
     low, high, reach = rng.uniform(-0.6, -0.3) * half, rng.uniform(0.4, 0.7) * half, rng.uniform(0.28, 0.42)
     at = lambda z: float(np.interp(z, profile[:, 1], profile[:, 0])) - wall / 2  # noqa: E731
@@ -95,7 +96,7 @@ def cup(rng) -> Solid:
         (at(low), 0, low + 0.05),
     ]
     handle = f.tube(f.smooth_curve(knots, 40), rng.uniform(0.065, 0.09))
-    outside = lambda p: profile[:, 0].min() - wall - np.hypot(p[:, 0], p[:, 1])  # noqa: E731  (no stub inside the vessel)
+    outside = lambda p: profile[:, 0].min() - wall - exact.hypot(p[:, 0], p[:, 1])  # noqa: E731  (no stub inside the vessel)
     wide = radius + belly + 0.05
     body = f.union(vessel, f.intersect(handle, outside), fillet=0.04)
     return Solid(f.move(body, (-reach / 2, 0, 0)), np.array([wide + reach / 2 + 0.15, wide, half]))
@@ -133,12 +134,12 @@ def dumbbell(rng) -> Solid:
     sides = int(rng.choice([6, 8, 24]))
     angle = 2 * np.pi * np.arange(sides) / sides
     weight = f.move(
-        f.extrude(head * np.stack([np.cos(angle), np.sin(angle)], 1), thick, rng.uniform(0.04, 0.1)),
+        f.extrude(head * np.stack([exact.cos(angle), exact.sin(angle)], 1), thick, rng.uniform(0.04, 0.1)),
         (0, 0, half - thick),
     )
     swell = rng.uniform(0.0, 0.05)
     z = np.linspace(-half + thick, half - thick, 30)
-    bar = f.tube(np.stack([0 * z, 0 * z, z], 1), grip + swell * np.cos(np.pi * z / (2 * half)) ** 2)
+    bar = f.tube(np.stack([0 * z, 0 * z, z], 1), grip + swell * np.square(exact.cos(np.pi * z / (2 * half))))
     return f.solid(f.union(f.mirror(weight, 2), bar, fillet=rng.uniform(0.03, 0.1)), head, head, half)
 
 
@@ -154,7 +155,7 @@ def vase(rng) -> Solid:
     twist = rng.uniform(-1.5, 1.5)
 
     def fluted(p):
-        wave = 1 + swing * np.cos(lobes * np.arctan2(p[:, 1], p[:, 0]) + twist * p[:, 2])
+        wave = 1 + swing * exact.cos(lobes * exact.arctan2(p[:, 1], p[:, 0]) + twist * p[:, 2])
         return 0.7 * body(np.float32(p / np.stack([wave, wave, np.ones_like(wave)], 1)))
 
     wide = outer[:, 0].max() * (1 + swing)
@@ -188,13 +189,13 @@ def bolt(rng) -> Solid:
     )
     sides = int(rng.choice([4, 6, 6, 6]))
     angle = 2 * np.pi * np.arange(sides) / sides
-    cap = f.move(f.extrude(head * np.stack([np.cos(angle), np.sin(angle)], 1), tall, 0.04), (0, 0, half - tall))
+    cap = f.move(f.extrude(head * np.stack([exact.cos(angle), exact.sin(angle)], 1), tall, 0.04), (0, 0, half - tall))
     start = half - 2 * tall - plain * 0.6
 
     def threaded(p):
-        phase = np.arctan2(p[:, 1], p[:, 0]) + 2 * np.pi / pitch * p[:, 2]
+        phase = exact.arctan2(p[:, 1], p[:, 0]) + 2 * np.pi / pitch * p[:, 2]
         depth = np.float32(deep) * np.clip((start - p[:, 2]) / 0.08, 0, 1)
-        side = np.hypot(p[:, 0], p[:, 1]) - np.float32(shaft) + depth * (1 + np.sin(phase))
+        side = exact.hypot(p[:, 0], p[:, 1]) - np.float32(shaft) + depth * (1 + exact.sin(phase))
         tip = side + 0.7 * (-half + 0.08 - p[:, 2])
         return 0.6 * np.maximum(np.maximum(side, tip), np.maximum(-half - p[:, 2], p[:, 2] - half + tall))
 
@@ -218,7 +219,7 @@ def wrench(rng) -> Solid:
         f.turn(f.move(f.box((jaw, jaw * rng.uniform(0.42, 0.52), 9)), (jaw * 0.85, 0, 0)), tilt), (ends[0], 0, 0)
     )
     angle = 2 * np.pi * np.arange(6) / 6
-    socket = f.extrude(eye * rng.uniform(0.55, 0.66) * np.stack([np.cos(angle), np.sin(angle)], 1), 9)
+    socket = f.extrude(eye * rng.uniform(0.55, 0.66) * np.stack([exact.cos(angle), exact.sin(angle)], 1), 9)
     body = f.subtract(f.union(handle, *heads, fillet=0.08), slot, f.move(socket, (ends[1], 0, 0)), fillet=0.03)
     return f.solid(body, half, jaw, thick * 1.7)
 
@@ -234,10 +235,11 @@ def propeller(rng) -> Solid:
 
     def blade(p):
         angle = pitch * (1.35 - 0.7 * p[:, 0])  # steeper at the root
-        c, s = np.cos(angle), np.sin(angle)
+        c, s = exact.cos(angle), exact.sin(angle)
         q = np.stack([p[:, 0] - np.float32(0.52), c * p[:, 1] + s * p[:, 2], c * p[:, 2] - s * p[:, 1]], 1)
+        along = np.square(q[:, 0] / 0.48)
         level = np.sqrt(
-            (q[:, 0] / 0.48) ** 2 * blunt + (np.abs(q[:, 0]) / 0.48) ** 4 * (1 - blunt) + (q[:, 1] / wide) ** 2
+            along * blunt + np.square(along) * (1 - blunt) + np.square(q[:, 1] / wide)
         )
         return 0.75 * (-f.soft_min(-(level - 1) * np.float32(wide), thick - np.abs(q[:, 2]), 0.05))
 

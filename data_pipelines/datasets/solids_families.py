@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets import fields as f
 from data_pipelines.datasets.fields import Solid
 
 
 def _direction(rng) -> np.ndarray:
     v = rng.normal(size=3)
-    return v / np.linalg.norm(v)
+    return v / exact.norm(v)
 
 
 def crystal(rng) -> Solid:
@@ -22,14 +23,14 @@ def crystal(rng) -> Solid:
     faces = int(rng.integers(7, 19))
     normals = np.array([*np.eye(3), *-np.eye(3), *[_direction(rng) for _ in range(faces - 6)]], np.float32)
     stretch = rng.uniform(0.5, 1.0, 3)
-    offset = np.linalg.norm(normals * stretch, axis=1) * rng.uniform(0.75, 1.0, len(normals))
+    offset = exact.norm(normals * stretch) * rng.uniform(0.75, 1.0, len(normals))
     offset = offset.astype(np.float32)
     soft = rng.uniform(0.0, 0.06)
 
     def body(p):
-        d = p @ normals[0] - offset[0]
+        d = exact.times(p, normals[0]) - offset[0]
         for normal, distance in zip(normals[1:], offset[1:], strict=True):
-            d = -f.soft_min(-d, distance - p @ normal, soft)
+            d = -f.soft_min(-d, distance - exact.times(p, normal), soft)
         return d.astype(np.float32)
 
     return Solid(body, np.maximum(offset[:3], offset[3:6]).astype(np.float64))
@@ -139,9 +140,9 @@ def chain(rng) -> Solid:
     style, spread = rng.integers(3), rng.uniform(0.7, 1.3)
     for i in np.linspace(3, 56, int(rng.integers(3, 7))).astype(int):
         along = curve[i + 2] - curve[i - 2]
-        along /= np.linalg.norm(along)
+        along /= exact.norm(along)
         side = np.cross(along, [0.31, 0.73, 0.6])
-        side /= np.linalg.norm(side)
+        side /= exact.norm(side)
         frame = np.stack([side, np.cross(along, side), along], 1)
         big = size * rng.uniform(0.85, 1.15)
         bead = (f.ball(big), f.cylinder(big, 0.07 * spread, 0.03), f.box((big, 0.8 * big, 0.09), 0.03))[style]
@@ -189,7 +190,7 @@ def hood(rng) -> Solid:
     cut, wave, lobes = rng.uniform(-0.1, 0.5) * half[2], rng.uniform(0.0, 0.12) * (rng.random() < 0.5), rng.integers(2, 7)
 
     def rim(p):
-        level = cut + wave * np.sin(lobes * np.arctan2(p[:, 1], p[:, 0]))
+        level = cut + wave * exact.sin(lobes * exact.arctan2(p[:, 1], p[:, 0]))
         return (0.8 * (p[:, 2] - level)).astype(np.float32)
 
     body = f.intersect(f.subtract(outer, inner), rim, fillet=0.03)
@@ -206,9 +207,9 @@ def ribbon(rng) -> Solid:
     section = f.box((wide, thick, 9), 0.04)
 
     def body(p):
-        x = p[:, 0] - bow * (1 - (p[:, 2] / half) ** 2)
+        x = p[:, 0] - bow * (1 - np.square(p[:, 2] / half))
         angle = twist * p[:, 2]
-        c, s = np.cos(angle), np.sin(angle)
+        c, s = exact.cos(angle), exact.sin(angle)
         q = np.stack([c * x - s * p[:, 1], s * x + c * p[:, 1], np.zeros_like(x)], 1).astype(np.float32)
         return np.maximum(np.float32(0.6) * section(q), np.abs(p[:, 2]) - np.float32(half))
 
@@ -229,12 +230,12 @@ def vessel(rng) -> Solid:
     hollow, sector = f.revolve(f.shell(outer, wall)), 2 * np.pi / int(rng.integers(3, 7))
 
     def facets(p):  # the radius as a rounded polygon measures it
-        angle = np.arctan2(p[:, 1], p[:, 0])
+        angle = exact.arctan2(p[:, 1], p[:, 0])
         angle = angle - sector * np.round(angle / sector)
-        scale = (1 + 0.6 * (np.cos(angle) - 1)).astype(np.float32)
+        scale = (1 + 0.6 * (exact.cos(angle) - 1)).astype(np.float32)
         return np.float32(0.8) * hollow(p * np.stack([scale, scale, np.ones_like(scale)], 1))
 
-    body, wide = facets, outer[:, 0].max() / (0.4 + 0.6 * np.cos(sector / 2))
+    body, wide = facets, outer[:, 0].max() / (0.4 + 0.6 * exact.cos(sector / 2))
     if rng.random() < 0.5:
         lug = f.move(f.box((0.14, 0.1, 0.12), 0.03), (outer[20, 0] + 0.05, 0, outer[20, 1]))
         body = f.union(body, f.polar(lug, round(2 * np.pi / sector)), fillet=0.04)

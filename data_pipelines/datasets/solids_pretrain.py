@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_pipelines.datasets import exact
 from data_pipelines.datasets import fields as f
 from data_pipelines.datasets.fields import Solid
 
@@ -19,8 +20,8 @@ def ring(rng) -> Solid:
     t, power = np.linspace(0, 2 * np.pi, 48, endpoint=False), rng.uniform(0.5, 1.0)
     section = np.stack(
         [
-            wide * np.sign(np.cos(t)) * np.abs(np.cos(t)) ** power,
-            tall * np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power,
+            wide * np.sign(exact.cos(t)) * exact.power(np.abs(exact.cos(t)), power),
+            tall * np.sign(exact.sin(t)) * exact.power(np.abs(exact.sin(t)), power),
         ],
         1,
     )
@@ -33,13 +34,13 @@ def gear(rng) -> Solid:
     corners = [(-root, 1 - depth), (-tip, 1.0), (tip, 1.0), (root, 1 - depth)]
     sector = 2 * np.pi / teeth
     polygon = np.array(
-        [[r * np.cos(sector * (i + s)), r * np.sin(sector * (i + s))] for i in range(teeth) for s, r in corners]
+        [[r * exact.cos(sector * (i + s)), r * exact.sin(sector * (i + s))] for i in range(teeth) for s, r in corners]
     )
     height, hub, bore = rng.uniform(0.14, 0.3), rng.uniform(0.32, 0.45), rng.uniform(0.14, 0.24)
     tall = height + rng.uniform(0.0, 0.2)
     body = f.union(f.extrude(polygon, height, 0.02), f.cylinder(hub, tall, 0.03), fillet=0.04)
     if rng.random() < 0.6:  # a recess on both faces
-        pocket = f.intersect(f.cylinder(1 - depth - 0.12, 9), lambda p: hub + 0.06 - np.hypot(p[:, 0], p[:, 1]))
+        pocket = f.intersect(f.cylinder(1 - depth - 0.12, 9), lambda p: hub + 0.06 - exact.hypot(p[:, 0], p[:, 1]))
         deep = rng.uniform(0.3, 0.6) * height
         body = f.subtract(body, f.intersect(pocket, lambda p: height - deep - np.abs(p[:, 2])), fillet=0.03)
     return f.solid(f.subtract(body, f.cylinder(bore, 9), fillet=0.03), 1.0, 1.0, tall)
@@ -55,7 +56,7 @@ def spring(rng) -> Solid:
     t = np.linspace(0, turns, int(turns * 40))
     taper = 1 - rng.uniform(0, 0.35) * t / turns
     curve = np.stack(
-        [radius * taper * np.cos(2 * np.pi * t), radius * taper * np.sin(2 * np.pi * t), half * (2 * t / turns - 1)], 1
+        [radius * taper * exact.cos(2 * np.pi * t), radius * taper * exact.sin(2 * np.pi * t), half * (2 * t / turns - 1)], 1
     )
     return f.solid(f.tube(curve, wire), radius + wire, radius + wire, half + wire)
 
@@ -88,7 +89,7 @@ def cone(rng) -> Solid:
     foot, rim = rng.uniform(0.05, 0.12), rng.uniform(0.05, 0.2)
     bands = int(rng.integers(0, 4))
     z = np.linspace(-height + foot, height, 40)
-    side = np.interp(z, [z[0], height], [base, top]) + 0.025 * (np.sin(np.linspace(0, 2 * np.pi * bands, 40)) > 0.3) * (
+    side = np.interp(z, [z[0], height], [base, top]) + 0.025 * (exact.sin(np.linspace(0, 2 * np.pi * bands, 40)) > 0.3) * (
         bands > 0
     )
     wall = np.stack([side, z], 1)
@@ -147,7 +148,7 @@ def elbow(rng) -> Solid:
     )
     straight, collar, lip = rng.uniform(0.15, 0.4), rng.uniform(0.1, 0.2), rng.uniform(0.05, 0.12)
     curve = f.arc(bend, 0, angle, 40)
-    ahead = np.array([[0.0, -1.0], [-np.sin(np.radians(angle)), np.cos(np.radians(angle))]])  # out of the two openings
+    ahead = np.array([[0.0, -1.0], [-exact.sin(np.radians(angle)), exact.cos(np.radians(angle))]])  # out of the two openings
     ends = curve[[0, -1]] + straight * ahead
     path = np.concatenate([ends[:1] + 0.5 * ahead[:1], curve, ends[1:] + 0.5 * ahead[1:]])
     rod = f.tube(np.pad(path, ((0, 0), (0, 1))), radius)
@@ -155,7 +156,7 @@ def elbow(rng) -> Solid:
 
     def pipe(p):
         side = rod(p)
-        past = (p[:, :2] @ ahead.T - (ends * ahead).sum(1)).max(1).astype(np.float32)  # beyond the nearer end plane
+        past = (exact.times(p[:, :2], ahead.T) - exact.dot(ends, ahead)).max(1).astype(np.float32)  # beyond the nearer end plane
         outer = f.soft_min(side, np.maximum(side - lip, -collar - past), 0.03)
         return np.maximum(np.maximum(outer, -side - wall), past)
 
@@ -171,7 +172,7 @@ def bowl(rng) -> Solid:
         rng.uniform(0.11, 0.15),
     )
     t, power = np.linspace(0, 1, 40), rng.uniform(0.35, 0.7)
-    outer = np.stack([foot + (wide - foot) * t**power, height * (2 * t - 1)], 1)
+    outer = np.stack([foot + (wide - foot) * exact.power(t, power), height * (2 * t - 1)], 1)
     return f.solid(f.revolve(f.shell(outer, wall)), wide, wide, height)
 
 
@@ -184,7 +185,7 @@ def knob(rng) -> Solid:
     )
     dome, base = rng.uniform(0.02, 0.2), rng.uniform(0.3, 0.5)
     profile = np.array([[0, -half - base], [stem, -half - base], [stem * 0.9, -half], [head, -half]])
-    cap = np.array([[head * np.cos(a) ** 0.5, half + dome * np.sin(a)] for a in np.linspace(0, np.pi / 2, 14)])
+    cap = np.array([[head * np.sqrt(max(exact.cos(a), 0.0)), half + dome * exact.sin(a)] for a in np.linspace(0, np.pi / 2, 14)])
     body = f.revolve(np.concatenate([profile, cap]))
     groove = np.pi * head / flutes * rng.uniform(0.4, 0.6)
     cutter = f.move(f.cylinder(groove, 9), (head + groove * rng.uniform(0.2, 0.6), 0, 0))
@@ -217,9 +218,9 @@ def hook(rng) -> Solid:
 def star(rng) -> Solid:
     points, inner, thick = int(rng.integers(5, 9)), rng.uniform(0.48, 0.66), rng.uniform(0.15, 0.28)
     angle = np.pi * np.arange(2 * points) / points
-    polygon = np.where(np.arange(2 * points) % 2, inner, 1.0)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    polygon = np.where(np.arange(2 * points) % 2, inner, 1.0)[:, None] * np.stack([exact.cos(angle), exact.sin(angle)], 1)
     body, slope = f.extrude(polygon, thick, 0.04), rng.uniform(0.0, 0.25)
-    lens = lambda p: np.abs(p[:, 2]) + slope * np.hypot(p[:, 0], p[:, 1]) - (thick + 0.02)  # noqa: E731  (thinner tips)
+    lens = lambda p: np.abs(p[:, 2]) + slope * exact.hypot(p[:, 0], p[:, 1]) - (thick + 0.02)  # noqa: E731  (thinner tips)
     return f.solid(f.intersect(body, lens, fillet=0.03), 1.0, 1.0, thick)
 
 
@@ -239,7 +240,7 @@ def spindle(rng) -> Solid:
             piece = [[low, z], [high, z + height]]
         else:
             t = np.linspace(0, np.pi, 12)
-            piece = np.stack([low + 0.3 * height * np.sin(t), z + height * t / np.pi], 1).tolist()
+            piece = np.stack([low + 0.3 * height * exact.sin(t), z + height * t / np.pi], 1).tolist()
         profile += piece
         z += height
     profile = np.array([*profile, [0.0, z]])
@@ -263,7 +264,7 @@ def cutout(rng) -> Solid:
     angle = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) / corners
     radius = rng.uniform(0.5, 1.0, corners)
     stretch = np.array([1.0, rng.uniform(0.5, 1.0)])
-    polygon = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) * stretch
+    polygon = radius[:, None] * np.stack([exact.cos(angle), exact.sin(angle)], 1) * stretch
     if rng.random() < 0.5:
         polygon = f.smooth_curve(np.concatenate([polygon, polygon[:1]]), 64)[:-1]
     thick = rng.uniform(0.08, 0.25)
@@ -283,9 +284,9 @@ def pebble(rng) -> Solid:
     half = rng.uniform(0.5, 0.9, 3)
     body = f.superquadric(half, rng.uniform(0.5, 1.2), rng.uniform(0.5, 1.2))
     wave = rng.normal(size=(4, 3))
-    wave *= (rng.uniform(1.5, 4.5, 4) / np.linalg.norm(wave, axis=1))[:, None]
+    wave *= (rng.uniform(1.5, 4.5, 4) / exact.norm(wave))[:, None]
     phase, height = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.01, 0.05)
-    waves = lambda p: (height * np.sin(p @ wave.T + phase).sum(1)).astype(np.float32)  # noqa: E731
+    waves = lambda p: exact.times(exact.sin(exact.times(p, wave.T) + phase), np.full(4, height)).astype(np.float32)  # noqa: E731
     return Solid(lambda p: 0.8 * (body(p) + waves(p)), half * 1.1 + 4 * height)
 
 
@@ -300,11 +301,11 @@ def cluster(rng) -> Solid:
             f.box(size, rng.uniform(0.02, 0.1)), f.cylinder(size[0], 1.3 * size[1], 0.03), f.ball(size[0]),
             f.superquadric(size, rng.uniform(0.4, 1.0), rng.uniform(0.4, 1.0)),
         )[style]  # fmt: skip
-        rotation = f.about("x", rng.uniform(0, 180)) @ f.about("z", rng.uniform(0, 180))
+        rotation = exact.times(f.about("x", rng.uniform(0, 180)), f.about("z", rng.uniform(0, 180)))
         bodies.append(f.move(f.turn(body, rotation), at))
-        reach = np.maximum(reach, np.abs(at) + 1.05 * np.linalg.norm(size * [1, 1.3, 1]))
+        reach = np.maximum(reach, np.abs(at) + 1.05 * exact.norm(size * [1, 1.3, 1]))
         step = rng.normal(size=3)
-        at = np.clip(at + step / np.linalg.norm(step) * rng.uniform(0.25, 0.55), -0.7, 0.7)
+        at = np.clip(at + step / exact.norm(step) * rng.uniform(0.25, 0.55), -0.7, 0.7)
     return Solid(f.union(*bodies, fillet=rng.uniform(0.0, 0.08)), reach)
 
 
@@ -312,16 +313,16 @@ def column(rng) -> Solid:
     """A rod of polygonal, fluted or ribbed section, straight or tapering, with or without a bore."""
     lobes, deep = int(rng.integers(3, 15)), rng.uniform(0.03, 0.12)
     t = np.linspace(0, 2 * np.pi, 160, endpoint=False)
-    shape = np.cos(lobes * t)
+    shape = exact.cos(lobes * t)
     shape = np.clip(2.5 * shape, -1, 1) if rng.random() < 0.4 else shape
     radius, half = rng.uniform(0.3, 0.55), rng.uniform(0.5, 1.0)
-    section = (radius + deep * shape)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
+    section = (radius + deep * shape)[:, None] * np.stack([exact.cos(t), exact.sin(t)], 1)
     prism, taper = f.extrude(section, half, 0.03), rng.uniform(0.0, 0.35)
     twist = rng.uniform(-1.0, 1.0) * (rng.random() < 0.4)
 
     def body(p):
         z = p[:, 2]
-        c, s = np.cos(twist * z), np.sin(twist * z)
+        c, s = exact.cos(twist * z), exact.sin(twist * z)
         scale = 1 + taper * (z / half + 1) / 2
         q = np.stack([(c * p[:, 0] - s * p[:, 1]) * scale, (s * p[:, 0] + c * p[:, 1]) * scale, z], 1)
         return np.float32(0.7) * prism(q.astype(np.float32))
@@ -360,12 +361,12 @@ def saddle(rng) -> Solid:
     """A curved sheet."""
     x, y, thick = rng.uniform(0.7, 1.0), rng.uniform(0.5, 0.95), rng.uniform(0.06, 0.11)
     a, b, c = rng.uniform(-0.35, 0.35, 3)
-    rise = lambda p: a * p[:, 0] ** 2 + b * p[:, 1] ** 2 + c * p[:, 0] * p[:, 1]  # noqa: E731
+    rise = lambda p: a * np.square(p[:, 0]) + b * np.square(p[:, 1]) + c * p[:, 0] * p[:, 1]  # noqa: E731
     sheet = lambda p: (0.8 * (np.abs(p[:, 2] - rise(p)) - thick)).astype(np.float32)  # noqa: E731
     edge = f.cylinder(1.0, 9) if rng.random() < 0.3 else f.box((1.0, 1.0, 9), rng.uniform(0.05, 0.4))
     scale = np.float32([1 / x, 1 / y, 1])
     body = f.intersect(sheet, lambda p: np.float32(min(x, y)) * edge(p * scale), fillet=0.03)
-    return f.solid(body, x, y, 0.35 * (x**2 + y**2 + x * y) + thick + 0.02)
+    return f.solid(body, x, y, 0.35 * (x * x + y * y + x * y) + thick + 0.02)
 
 
 def auger(rng) -> Solid:
@@ -373,7 +374,7 @@ def auger(rng) -> Solid:
     core, half, turns = rng.uniform(0.14, 0.3), rng.uniform(0.8, 1.0), rng.uniform(2.0, 6.0)
     t = np.linspace(0, turns, int(turns * 36))
     reach = core + rng.uniform(0.0, 0.2)
-    helix = np.stack([reach * np.cos(2 * np.pi * t), reach * np.sin(2 * np.pi * t), 0.9 * half * (2 * t / turns - 1)], 1)
+    helix = np.stack([reach * exact.cos(2 * np.pi * t), reach * exact.sin(2 * np.pi * t), 0.9 * half * (2 * t / turns - 1)], 1)
     ridge = rng.uniform(0.06, 0.1)
     parts = [f.cylinder(core, half, 0.04), f.tube(helix, ridge)]
     wide = reach + ridge

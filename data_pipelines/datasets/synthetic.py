@@ -6,7 +6,7 @@
 DIR/<category>/train/*_template*.pcd   two good objects
 DIR/<category>/test/<n>_good.pcd, <n>_<defect>.pcd   binary clouds, x y z float32, millimetres
 DIR/<category>/gt/<n>_<defect>.txt     "x y z label", the same coordinates in the same order
-DIR/manifest.json                      settings and, for every object, defect, counts, size, depth and seed
+DIR/manifest.json                      settings and, for every object, defect, counts, size, depth, seed and the files' SHA-256
 
 Nothing but the defect tells the classes apart: every number has its own dimensions, pose, warp, scale, point count and
 range noise, which its good and its defective object share (a matched design: such quantities have one distribution in both
@@ -18,6 +18,7 @@ real scans.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -30,18 +31,18 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets import defects as kinds
+from data_pipelines.datasets import exact
 from data_pipelines.datasets.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD, waves
 from data_pipelines.datasets.fields import about
 from data_pipelines.datasets.finish import finish
-from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, sample_surface
+from data_pipelines.datasets.meshing import Mesh, fitting_resolution, mesh_field, on_faces, sample_surface
 from data_pipelines.datasets.solids import GENERATORS, SETS, graft, solid
 
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
-FORMAT = 3  # raised when the same seed makes other objects
-_UPRIGHT = (
-    about("y", 25) @ about("z", 35) @ about("x", -65)
-)  # oblique, so that a ring of cameras about x sees every side
+FORMAT = 4  # raised when the same seed makes other objects
+# Oblique, so that a ring of cameras about x sees every side.
+_UPRIGHT = exact.times(exact.times(about("y", 25), about("z", 35)), about("x", -65))
 
 
 def make_object(
@@ -66,11 +67,11 @@ def make_object(
         body = graft(body, category, grafts, np.random.default_rng(np.random.SeedSequence((*root, 4))))
     body = finish(body, relief, np.random.default_rng(np.random.SeedSequence((*root, 3))))
     mesh = mesh_field(*body, fitting_resolution(*body))
-    unit = 0.5 * np.linalg.norm(np.ptp(mesh.vertices, axis=0))
-    scale = HALF_DIAGONAL / unit * np.exp(shape_rng.normal(0, 0.12))
+    unit = 0.5 * exact.norm(np.ptp(mesh.vertices, axis=0))
+    scale = HALF_DIAGONAL / unit * exact.exp(shape_rng.normal(0, 0.12))
     count = int(round(points * shape_rng.uniform(0.9, 1.1)))
     noise, bending = shape_rng.uniform(0.0006, 0.002), shape_rng.uniform(0.006, 0.014)
-    pose = _jitter(pair_rng, 8.0) @ _UPRIGHT
+    pose = exact.times(_jitter(pair_rng, 8.0), _UPRIGHT)
     rough = waves(pair_rng, 6, (0.5 * unit, 1.5 * unit))
     row: dict[str, Any] = {
         "category": category,
@@ -88,12 +89,12 @@ def make_object(
     mesh = Mesh(_warp(mesh.vertices, unit, bending, pair_rng), mesh.faces)
     face, weights = sample_surface(mesh, count, kind_rng)
     corners = mesh.faces[face]
-    xyz = np.einsum("nc,nci->ni", weights, mesh.vertices[corners])
-    level = noise * unit * np.exp(0.5 * np.clip(rough(xyz), -2, 2))
+    xyz = on_faces(mesh.vertices, corners, weights)
+    level = noise * unit * exact.exp(0.5 * np.clip(rough(xyz), -2, 2))
     xyz = xyz + level[:, None] * kind_rng.normal(size=(count, 3))
-    labels = np.einsum("nc,nc->n", weights, amount[corners]) > THRESHOLD
+    labels = on_faces(amount, corners, weights) > THRESHOLD
     row.update(points=count, defective_points=int(labels.sum()), seed=list(root))
-    return np.round(scale * xyz @ pose.T, 3), labels, row
+    return np.round(exact.times(scale * xyz, pose.T), 3) + 0.0, labels, row
 
 
 def _defective(defect, body, mesh, difficulty, severity, rng, pose, category) -> kinds.Defective:
@@ -112,23 +113,22 @@ def _defective(defect, body, mesh, difficulty, severity, rng, pose, category) ->
 
 def _share(made: kinds.Defective) -> float:
     a, b, c = (made.mesh.vertices[made.mesh.faces[:, i]] for i in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    return float(area[(made.amount > THRESHOLD)[made.mesh.faces].all(1)].sum() / area.sum())
+    area = exact.norm(np.cross(b - a, c - a))
+    return float(exact.total(area * (made.amount > THRESHOLD)[made.mesh.faces].all(1)) / exact.total(area))
 
 
 def _jitter(rng: np.random.Generator, degrees: float) -> np.ndarray:
     """Small random rotation [3, 3]."""
     angles = rng.normal(0, degrees, 3).clip(-2.5 * degrees, 2.5 * degrees)
-    return about("x", angles[0]) @ about("y", angles[1]) @ about("z", angles[2])
+    return exact.times(exact.times(about("x", angles[0]), about("y", angles[1])), about("z", angles[2]))
 
 
 def _warp(vertices: np.ndarray, unit: float, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Low-frequency displacement by a few waves as long as the object, as castings show."""
     wave = rng.normal(size=(5, 3))
-    wave *= (np.pi / unit * rng.uniform(0.5, 1.4, 5) / np.linalg.norm(wave, axis=1))[:, None]
-    return vertices + strength * unit * np.sin(vertices @ wave.T + rng.uniform(0, 2 * np.pi, 5)) @ rng.normal(
-        size=(5, 3)
-    ) / np.sqrt(5)
+    wave *= (np.pi / unit * rng.uniform(0.5, 1.4, 5) / exact.norm(wave))[:, None]
+    swing = exact.sin(exact.times(vertices, wave.T) + rng.uniform(0, 2 * np.pi, 5))
+    return vertices + strength * unit / np.sqrt(5) * exact.times(swing, rng.normal(size=(5, 3)))
 
 
 # ---------------------------------------------------------------- files
@@ -293,13 +293,17 @@ def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief:
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
         f"WIDTH {len(xyz)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(xyz)}\nDATA binary\n"
     )
-    _write(folder / split / f"{stem}.pcd", header.encode() + xyz.astype("<f4").tobytes())
+    cloud = header.encode() + xyz.astype("<f4").tobytes()
+    row["sha256"] = hashlib.sha256(cloud).hexdigest()
+    _write(folder / split / f"{stem}.pcd", cloud)
     if defect != "good":
         lines = [
             f"{x:.3f} {y:.3f} {z:.3f} {label:d}\n"
             for (x, y, z), label in zip(xyz.tolist(), labels.tolist(), strict=True)
         ]
-        _write(folder / "gt" / f"{stem}.txt", "".join(lines).encode())
+        truth = "".join(lines).encode()
+        row["truth_sha256"] = hashlib.sha256(truth).hexdigest()
+        _write(folder / "gt" / f"{stem}.txt", truth)
     _write(_row_path(root, job), json.dumps({"file": f"{category}/{split}/{stem}.pcd", **row}).encode())
 
 
