@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -60,6 +62,13 @@ class ClipConfig:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        sizes = ("image_size", "patch", "embed_dim", "vocab", "context") + tuple(
+            f"{tower}_{size}" for tower in ("vision", "text") for size in ("width", "layers", "heads"))
+        ids = ("vv_blocks", "sos", "eos", "dot", "pad")
+        wrong = [f"{name} {getattr(self, name)!r:.40}" for name in (*sizes, *ids)
+                 if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < (name in sizes)]
+        if wrong:  # configurations come out of files
+            raise ValueError(f"CLIP configuration: sizes must be whole and positive: {', '.join(wrong)}")
         problems = []
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
@@ -76,7 +85,7 @@ class ClipConfig:
         for name in ("sos", "eos", "dot", "pad"):
             if not 0 <= getattr(self, name) < self.vocab:
                 problems.append(f"token id {name} {getattr(self, name)} is not in 0..{self.vocab - 1} (vocab)")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 < std < math.inf for std in self.std):
             problems.append("mean and std need three values, std positive")
         if problems:
             raise ValueError("CLIP configuration: " + "; ".join(problems))

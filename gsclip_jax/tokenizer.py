@@ -6,10 +6,10 @@ Ids are those of OpenAI's `simple_tokenizer.py`; the rows are padded with 0, as 
 from __future__ import annotations
 
 import functools
-import gzip
 import html
-import json
 import os
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from gsclip_jax.convert.keys import WeightsError
+import gsclip_jax
+from gsclip_jax.convert.documents import read_json, read_text
+from gsclip_jax.convert.keys import WeightsError, listed, plain
 
 SOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -78,11 +80,14 @@ class Tokenizer:
         self.vocab = dict(vocab)
         self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
         self.context, self.pad, self.vocab_size = context, pad, len(self.vocab)
+        wrong = [token for token, number in self.vocab.items() if type(number) is not int or not 0 <= number < 1 << 24]
+        if wrong:
+            raise TokenizerError(f"{where}: no CLIP vocabulary, {len(wrong)} tokens without number: {listed(wrong, 4)}")
         needed = [SOS, EOS, *byte_letters().values(), *(letter + WORD_END for letter in byte_letters().values())]
         needed += ["".join(pair) for pair in self.ranks]
         missing = [token for token in needed if token not in self.vocab]
         if missing:
-            raise TokenizerError(f"{where}: no CLIP vocabulary, {len(missing)} tokens missing: {missing[:4]}")
+            raise TokenizerError(f"{where}: no CLIP vocabulary, {len(missing)} tokens missing: {listed(missing, 4)}")
         self.sos, self.eos, self.dot = self.vocab[SOS], self.vocab[EOS], self.vocab["." + WORD_END]
         self._word = functools.lru_cache(maxsize=65536)(self._word_ids)
 
@@ -123,6 +128,30 @@ class Tokenizer:
         return ids
 
 
+# A document can bring the tokenizers library down (it is native code): what it does with one is first seen in a process apart.
+TRIAL = """
+import sys, tokenizers
+made = tokenizers.Tokenizer.from_file(sys.argv[1])
+made.no_padding(); made.no_truncation()
+for text in ("", ".", "a photo of a damaged object.", "\u00e9 \u4e2d 12-x", "x" * 300):
+    made.encode(text); made.encode(text, add_special_tokens=False)
+"""
+
+
+def _try_apart(path: Path) -> None:
+    """Raises TokenizerError where reading and using a tokenizer.json fails or crashes; 0.2 s. The package's own are known."""
+    if Path(gsclip_jax.__file__).parent / "assets" in path.resolve().parents:
+        return
+    try:
+        done = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, text=True, errors="replace",
+                              timeout=120)  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TokenizerError(f"{path}: the tokenizer does not come to an end; save it again") from error
+    if done.returncode:
+        told = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+        raise TokenizerError(f"{path}: cannot read or use the tokenizer ({plain(told, 200)}); save it again")
+
+
 class WordTokenizer(Tokenizer):
     """The same interface over a `tokenizer.json` that is not CLIP's byte pairs: the embedded CLIP's words, for one.
 
@@ -132,6 +161,7 @@ class WordTokenizer(Tokenizer):
     def __init__(self, path: Path, *, context: int = 77, pad: int = 0):
         import tokenizers
 
+        _try_apart(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -150,16 +180,8 @@ class WordTokenizer(Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot read the tokenizer's vocabulary ({error})") from error
-
-
-def _merges(text: str, path: Path) -> list[tuple[str, str]]:
-    lines = text.splitlines()
+def _merges(path: Path) -> list[tuple[str, str]]:
+    lines = read_text(path, "tokenizer's merges", TokenizerError).split("\n")
     lines = lines[1:] if lines and "#version" in lines[0] else lines
     pairs = [tuple(line.split()) for line in lines if line.strip()][:OPENAI_MERGES]
     if not all(len(pair) == 2 for pair in pairs):
@@ -168,22 +190,22 @@ def _merges(text: str, path: Path) -> list[tuple[str, str]]:
 
 
 def _from_pair(vocab: Path, merges: Path) -> tuple[dict[str, int], Merges]:
-    try:
-        return json.loads(_text(vocab)), _merges(_text(merges), merges)
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{vocab}: broken ({error}); save the tokenizer again") from error
+    return read_json(vocab, "vocabulary", TokenizerError), _merges(merges)
 
 
 def _from_whole(path: Path) -> tuple[dict[str, int], Merges] | None:
     """Vocabulary and merges of a tokenizer.json, None where it is not CLIP's byte pairs."""
+    content = read_json(path, "tokenizer", TokenizerError)
     try:
-        content = json.loads(_text(path))
-        model, added = content["model"], {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        model, added = content["model"], {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
         vocab = model["vocab"] | added if isinstance(model["vocab"], dict) else {}
         if model.get("type") != "BPE" or SOS not in vocab:
             return None
-        return vocab, [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        if not all(len(pair) == 2 and all(isinstance(half, str) for half in pair) for pair in pairs):
+            raise TypeError("merges that are no pairs of tokens")
+        return vocab, pairs
+    except (KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path}: broken ({error!r}); save the tokenizer again") from error
 
 
@@ -234,6 +256,6 @@ def load_tokenizer(
         if found is None:
             return WordTokenizer(whole, context=context, pad=pad)
     else:
-        merges = _merges(_text(path), path)
+        merges = _merges(path)
         found = vocabulary(merges), merges
     return Tokenizer(*found, context=context, pad=pad, where=str(path))

@@ -56,7 +56,8 @@ def test_plain_state_dicts_of_clip(tmp_path, wrap):
     state = values(openai_shapes())
     saved = {f"module.{name}" if "module" in wrap else name: tensor for name, tensor in state.items()}
     torch.save({"state_dict": saved, "epoch": 1} if "state_dict" in wrap else saved, tmp_path / "w.pt")
-    cfg, params, _, _ = load_clip(tmp_path / "w.pt")
+    cfg, params, _, _ = load_clip(tmp_path / "w.pt", activation="quick_gelu", heads=(2, 1))
+    assert (cfg.vision_heads, cfg.text_heads, cfg.activation) == (2, 1, "quick_gelu")
     equal(params, jax.tree.map(jax.numpy.asarray, clip_from_state_dict({k: v.numpy() for k, v in state.items()}, cfg)))
 
 

@@ -26,7 +26,7 @@ from gsclip_jax.srm import SrmConfig
 
 WRAPPERS = ("state_dict.", "model_state_dict.", "model.", "net.")
 KINDS = ("openai", "huggingface", "gsclip_stage1", "gsclip_stage2", "pointad", "pointnet2")
-TAKEN = ("OpenAI or Hugging Face CLIP (ViT), GS-CLIP's stage 1 or stage 2, PointAD, or PointNet++ "
+TAKEN = ("OpenAI, open_clip or Hugging Face CLIP (ViT), GS-CLIP's stage 1 or stage 2, PointAD, or PointNet++ "
          "(single-scale semantic segmentation, S3DIS)")
 
 
@@ -76,7 +76,7 @@ def recognise(names: Iterable[str], where: str) -> str:
 
 
 def convert(state: State) -> Converted:
-    """Converts any of the kinds but Hugging Face's (which need their config.json: `load.convert_path`).
+    """Converts the training checkpoints; a CLIP needs more than its arrays (`load.convert_source`).
 
     Raises:
         WeightsError: all keys that do not fit, in one line with the file's name.
@@ -84,16 +84,9 @@ def convert(state: State) -> Converted:
     where = str(state.path)
     tensors = plain_names(state.tensors, where)
     kind = recognise(tensors, where)
-    if kind == "huggingface":
-        raise WeightsError(f"{where}: Hugging Face weights; give the directory that also holds config.json")
+    if kind not in _CONVERTERS:
+        raise WeightsError(f"{where}: a CLIP ({kind}), not a checkpoint of training code")
     return _CONVERTERS[kind](tensors, where)
-
-
-def _openai(tensors: dict[str, np.ndarray], where: str) -> Converted:
-    cfg = openai_names.clip_config_from_state_dict(tensors, where)
-    params = openai_names.clip_from_state_dict(tensors, cfg, where)
-    unused = [name for name in tensors if name in openai_names.STORED_SIZES]
-    return Converted("openai", {"clip": params}, config={"clip": cfg.to_json()}, unused=unused)
 
 
 def _pointnet2(tensors: dict[str, np.ndarray], where: str) -> Converted:
@@ -143,7 +136,7 @@ def _gddm_config(learner: Mapping[str, np.ndarray]) -> GddmConfig:
     prefix = fusion_names.GDDM_PREFIX
     prototypes = learner.get(f"{prefix}normal_prototypes_module.prototypes")
     project = learner.get(f"{prefix}outlier_aggregator.point_feat_proj.weight")
-    if prototypes is None or project is None or prototypes.ndim != 2 or project.ndim != 2:
+    if prototypes is None or project is None or prototypes.ndim != 2 or project.ndim != 2 or project.shape[0] % 4:
         return GddmConfig()  # the comparison with the default sizes then says what is missing
     return GddmConfig(text_dim=project.shape[0], point_dim=project.shape[1], prototypes=prototypes.shape[0])
 
@@ -161,9 +154,8 @@ def _pointad(tensors: dict[str, np.ndarray], where: str) -> Converted:
     if first.ndim != 4:
         raise WeightsError(f"{where}: ctx_pos has shape {first.shape} instead of (1, 1, tokens, width)")
     context, width = first.shape[2:]
-    numbers = [int(match[1]) for name in learner if (match := re.fullmatch(r"compound_prompts_text\.(\d+)", name))]
-    depth = max(numbers, default=0) + 1
-    tokens = learner.get("compound_prompts_text.0", np.zeros((4, 1))).shape[0]
+    depth = max(openai_names.count(learner, r"compound_prompts_text\.(\d+)$", where), 1)
+    tokens = (learner.get("compound_prompts_text.0", np.zeros((4, 1))).shape or (1,))[0]
     wanted: dict[str, tuple[int, ...]] = {name: (1, 1, context, width) for name in ("ctx_pos", "ctx_neg")}
     wanted |= {f"compound_prompts_text.{number}": (tokens, width) for number in range(depth)}
 
@@ -178,7 +170,7 @@ def _pointad(tensors: dict[str, np.ndarray], where: str) -> Converted:
 
 
 def _stage2(tensors: dict[str, np.ndarray], where: str) -> Converted:
-    cfg = _tower_config(tensors)
+    cfg = _tower_config(tensors, where)
     parts = _together(where, "stage-2", {
         "srm": lambda: fusion_names.srm_from_torch(tensors, SrmConfig(cfg.embed_dim), where="SRM"),
         "tower": lambda: openai_names.vision_from_state_dict(tensors, cfg, where="depth tower"),
@@ -192,19 +184,20 @@ def _stage2(tensors: dict[str, np.ndarray], where: str) -> Converted:
     return Converted("gsclip_stage2", {"srm": parts["srm"], "lora": lora, "clip_depth": tower}, config=config)
 
 
-def _tower_config(tensors: Mapping[str, np.ndarray]) -> ClipConfig:
+def _tower_config(tensors: Mapping[str, np.ndarray], where: str) -> ClipConfig:
     """Sizes of the depth tower from its shapes (64 channels a head); ViT-L/14@336's where the keys are missing."""
     conv, place = tensors.get("visual_depth.conv1.weight"), tensors.get("visual_depth.positional_embedding")
     proj = tensors.get("visual_depth.proj")
-    layers = [int(match[1]) for name in tensors
-              if (match := re.match(r"visual_depth\.transformer\.resblocks\.(\d+)\.", name))]
-    if conv is None or place is None or proj is None or conv.ndim != 4 or not layers:
+    layers = openai_names.count(tensors, r"visual_depth\.transformer\.resblocks\.(\d+)\.", where)
+    if conv is None or place is None or proj is None or [conv.ndim, place.ndim, proj.ndim] != [4, 2, 2] or not layers:
         return ClipConfig()
     width, _, patch, _ = conv.shape
-    return ClipConfig(image_size=round((place.shape[0] - 1) ** 0.5) * patch, patch=patch, vision_width=width,
-                      vision_layers=max(layers) + 1, vision_heads=max(width // 64, 1), embed_dim=proj.shape[-1],
-                      vv_blocks=0)
+    try:
+        return ClipConfig(image_size=round(max(place.shape[0] - 1, 0) ** 0.5) * patch, patch=patch, vision_width=width,
+                          vision_layers=layers, vision_heads=max(width // 64, 1), embed_dim=proj.shape[-1], vv_blocks=0)
+    except ValueError as error:
+        raise WeightsError(f"{where}: a depth tower of impossible sizes: {error}") from error
 
 
 _CONVERTERS: dict[str, Callable[[dict[str, np.ndarray], str], Converted]] = {
-    "openai": _openai, "pointnet2": _pointnet2, "gsclip_stage1": _stage1, "gsclip_stage2": _stage2, "pointad": _pointad}
+    "pointnet2": _pointnet2, "gsclip_stage1": _stage1, "gsclip_stage2": _stage2, "pointad": _pointad}

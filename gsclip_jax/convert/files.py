@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from gsclip_jax.convert.keys import WeightsError
+from gsclip_jax.convert.documents import part, read_json
+from gsclip_jax.convert.keys import WeightsError, listed, plain
 from gsclip_jax.convert.machine import Module, Tensor
+from gsclip_jax.convert.store import UNREADABLE
 from gsclip_jax.convert.unpickle import read_torch
 
 # File names and SHA-256 as in the download addresses of OpenAI's `clip/clip.py`.
@@ -31,7 +33,14 @@ KNOWN_FILES = {
 }
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"  # of Hugging Face's sharded weights
+WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 DEEPEST, MOST = 64, 1_000_000  # nested containers of a file that is still taken for weights
+LONGEST_NAME = 512  # characters of a tensor's dotted name
+# Bytes of arrays that a file may fill for each of its own: eight-bit numbers widened to float32, twice (weights tied together).
+# Views that overlap or repeat could ask for any amount.
+WIDEST, SLACK = 8, 1 << 20
 
 Progress = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
 
@@ -100,12 +109,17 @@ def load_state(path: str | Path, *, progress: Progress | None = None) -> State:
     if head.lstrip()[:1] == b"<":
         raise WeightsError(f"{path}: a web page, not weights; the download went wrong, fetch it again")
     sha256 = sha256_file(path, progress)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         state = State(path, "safetensors", _read_safetensors(path), {path.name: sha256})
     else:
         kind, content = read_torch(path)
         state = State(path, kind, {}, {path.name: sha256})
+        left = WIDEST * path.stat().st_size + SLACK
         for name, tensor in _tensors(content, path, state.skipped):
+            left -= 4 * math.prod(tensor.shape)
+            if left < 0:
+                raise WeightsError(f"{path}: its tensors hold far more numbers than the file (views of one another); save them "
+                                   "as tensors of their own")
             state.tensors[name] = _widened(tensor.array())
     state.known = next((name for name, known in KNOWN_FILES.items() if known == sha256), None)
     published = KNOWN_FILES.get(path.name)
@@ -118,10 +132,15 @@ def load_state(path: str | Path, *, progress: Progress | None = None) -> State:
 
 
 def _weights_in(folder: Path) -> Path:
-    for name in ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}"):
+    # a repository with both configurations and no transformers model (timm's) keeps another network in model.safetensors
+    ours, theirs = (folder / OPEN_CLIP_CONFIG).is_file(), (folder / "config.json").is_file()
+    names = (*WEIGHTS, *OPEN_CLIP_WEIGHTS)
+    if ours and not (theirs and "model_type" in read_json(folder / "config.json")):
+        names = (*OPEN_CLIP_WEIGHTS, *WEIGHTS)
+    for name in names:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if len(found) != 1:
         raise WeightsError(f"{folder}: holds {len(found)} weight files and no model.safetensors or pytorch_model.bin; "
                            "name the file itself")
@@ -129,25 +148,24 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _load_sharded(index: Path, progress: Progress | None) -> State:
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index}: not an index of sharded weights (no weight_map)") from error
-    if any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
+    places = part(read_json(index, "index of shards"), "weight_map", index)
+    if not places:
+        raise WeightsError(f"{index}: not an index of sharded weights (no weight_map)")
+    if any(not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(INDEX) for shard in places.values()):
         raise WeightsError(f"{index}: names a shard outside of its own directory")
+    shards = sorted(set(places.values()))
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
-        raise WeightsError(f"{index}: shards are missing: {', '.join(absent)}; fetch the whole directory")
+        raise WeightsError(f"{index}: shards are missing: {listed(absent)}; fetch the whole directory")
     whole = State(index, "", {}, {index.name: sha256_file(index)})
     for shard in shards:
-        part = load_state(index.parent / shard, progress=progress)
-        whole.format = part.format
-        whole.tensors |= part.tensors
-        whole.sha256 |= part.sha256
+        one = load_state(index.parent / shard, progress=progress)
+        whole.format = one.format
+        whole.tensors |= one.tensors
+        whole.sha256 |= one.sha256
     lost = sorted(places.keys() - whole.tensors.keys())
     if lost:
-        raise WeightsError(f"{index}: {len(lost)} tensors are not in their shards, first {lost[0]}; fetch them again")
+        raise WeightsError(f"{index}: {len(lost)} tensors are not in their shards, first {plain(lost[0], 200)}; fetch them again")
     return whole
 
 
@@ -155,7 +173,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, "np") as reader:
             return {name: _widened(reader.get_tensor(name)) for name in reader.keys()}
-    except (safetensors.SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"{path}: not a whole safetensors file of numbers ({error}); fetch it again") from error
 
 
@@ -165,11 +183,16 @@ def _widened(array: np.ndarray) -> np.ndarray:
 
 def _tensors(content: Any, path: Path, skipped: list[str]) -> Iterator[tuple[str, Tensor]]:
     """(dotted name, tensor) of nested dicts, lists and TorchScript modules. Optimiser states are passed over."""
-    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    # Children are taken one at a time: lists that hold one another would fill any list of what is still to come.
+    waiting: list[Iterator[tuple[str, Any]]] = [iter([("", content)])]
     seen = 0
     while waiting:
-        name, node, depth = waiting.pop()
+        name, node = next(waiting[-1], (None, None))
+        if name is None:
+            waiting.pop()
+            continue
         seen += 1
+        depth = len(waiting) - 1
         if depth > DEEPEST or seen > MOST:
             raise WeightsError(f"{path}: containers nested without end; not a weight file")
         if isinstance(node, Tensor):
@@ -177,7 +200,13 @@ def _tensors(content: Any, path: Path, skipped: list[str]) -> Iterator[tuple[str
         elif depth == 1 and name.startswith("optimizer"):
             skipped.append(name)
         elif isinstance(node, Module | dict | list | tuple):
-            if isinstance(node, Module):
-                node = node.attributes
-            children = node.items() if isinstance(node, dict) else enumerate(node)
-            waiting += [(f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in children][::-1]
+            waiting.append(_children(name, node.attributes if isinstance(node, Module) else node, path))
+
+
+def _children(name: str, node: dict | list | tuple, path: Path) -> Iterator[tuple[str, Any]]:
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        if not isinstance(key, str):
+            key = "..." if isinstance(key, int) and key.bit_length() > 64 else str(key)
+        if len(name) + len(key) >= LONGEST_NAME:
+            raise WeightsError(f"{path}: a tensor's name of {len(name) + len(key)} characters; not a weight file")
+        yield (f"{name}.{key}" if name else key), child

@@ -5,7 +5,6 @@ Names and defaults are those of transformers' CLIPModel (the same in versions 4 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from gsclip_jax.clip import ClipConfig
-from gsclip_jax.convert.files import INDEX
-from gsclip_jax.convert.keys import WeightsError, check_keys
+from gsclip_jax.convert.documents import part, read_json, triple
+from gsclip_jax.convert.files import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
+from gsclip_jax.convert.keys import WeightsError, check_keys, plain
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Commits of the public repositories, so that a name means the same weights tomorrow.
@@ -25,7 +25,6 @@ PINNED = {
     "openai/clip-vit-base-patch16": "57c216476eefef5ab752ec549e440a49ae4ae5f3",
     "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
 }
-WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 COMPANIONS = ("config.json", "preprocessor_config.json", "processor_config.json", *TOKENIZER)
 
@@ -63,14 +62,19 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None =
     try:
         # one pattern: without any, the client wants the files that we never fetch, too
         folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True,
-                                            allow_patterns=["config.json"]))
+                                            allow_patterns=["config.json", OPEN_CLIP_CONFIG]))
         if _complete(folder):
             return folder, folder.name
     except (LocalEntryNotFoundError, ValueError):
         pass  # not in the cache: ask the network
     try:
         info = hub.HfApi().model_info(name, revision=revision)
-        wanted = _needed({file.rfilename for file in info.siblings or ()}, name)
+        files = {file.rfilename for file in info.siblings or ()}
+        if {"config.json", OPEN_CLIP_CONFIG} <= files:  # which of the two layouts, the configuration tells
+            folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=["config.json"]))
+            if not is_huggingface(folder):
+                files -= {"config.json"}
+        wanted = _needed(files, name)
         folder = Path(hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted))
     except WeightsError:
         raise
@@ -85,7 +89,11 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None =
 def _needed(files: set[str], name: str) -> list[str]:
     main = next((file for file in WEIGHTS if file in files), None)
     if main is None or "config.json" not in files:
-        raise WeightsError(f"{name}: the repository has no config.json with model.safetensors or pytorch_model.bin")
+        main = next((file for file in OPEN_CLIP_WEIGHTS if file in files), None)
+        if main and OPEN_CLIP_CONFIG in files:
+            return [OPEN_CLIP_CONFIG, *(file for file in TOKENIZER if file in files), main]
+        raise WeightsError(f"{name}: the repository has no config.json with model.safetensors or pytorch_model.bin, and no "
+                           f"{OPEN_CLIP_CONFIG} with {' or '.join(OPEN_CLIP_WEIGHTS)}")
     wanted = [file for file in COMPANIONS if file in files] + [main]
     if main.endswith(INDEX):
         stem, suffix = main.removesuffix(INDEX).rsplit(".", 1)
@@ -95,12 +103,12 @@ def _needed(files: set[str], name: str) -> list[str]:
 
 def _complete(folder: Path) -> bool:
     """Whether a snapshot holds the configuration and one whole set of weights."""
+    if not is_huggingface(folder):
+        return (folder / OPEN_CLIP_CONFIG).is_file() and any((folder / file).is_file() for file in OPEN_CLIP_WEIGHTS)
     main = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
-    if main is None or not (folder / "config.json").is_file():
-        return False
-    if not main.name.endswith(INDEX):
-        return True
-    return all((folder / shard).is_file() for shard in set(json.loads(main.read_text())["weight_map"].values()))
+    if main is None or not main.name.endswith(INDEX):
+        return main is not None
+    return all((folder / str(shard)).is_file() for shard in part(read_json(main), "weight_map", main).values())
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -109,86 +117,96 @@ def _complete(folder: Path) -> bool:
 def is_huggingface(folder: Path) -> bool:
     """Whether a directory looks like a transformers model (of any type: `clip_config` tells which are not CLIP)."""
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        return "model_type" in read_json(folder / "config.json")
+    except WeightsError:
         return False
 
 
-def clip_config(folder: Path) -> ClipConfig:
-    """The ClipConfig of a directory's config.json, preprocessor and tokenizer files.
+def clip_config(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
+    """(ClipConfig, its fields that the files say) of a directory's config.json, preprocessor and tokenizer files.
 
     Raises:
         WeightsError: no CLIP with two ViT towers, or one our towers cannot express; all reasons in one line.
     """
     file = folder / "config.json"
-    document = _json(file)
+    document = read_json(file)
     if document.get("model_type") != "clip":
-        raise WeightsError(f"{file}: model_type {document.get('model_type')!r}, only 'clip' can be converted")
-    text = TEXT_DEFAULTS | _part(document, "text_config")
-    vision = VISION_DEFAULTS | _part(document, "vision_config")
-    problems = []
-    for tower, part in (("text", text), ("vision", vision)):
-        if part.get("intermediate_size", 4 * part["hidden_size"]) != 4 * part["hidden_size"]:
-            problems.append(f"{tower} MLP width {part['intermediate_size']} is not four times {part['hidden_size']}")
-        if abs(part["layer_norm_eps"] - 1e-5) > 1e-12:
-            problems.append(f"{tower} layer_norm_eps {part['layer_norm_eps']} instead of 1e-05")
+        raise WeightsError(f"{file}: model_type {plain(document.get('model_type'), 60)}, only 'clip' can be converted")
+    text = TEXT_DEFAULTS | _part(document, "text_config", file)
+    vision = VISION_DEFAULTS | _part(document, "vision_config", file)
+    embed_dim = document.get("projection_dim", 512)
+    sizes = {f"text_config.{name}": text[name] for name in TEXT_DEFAULTS} | {
+        f"vision_config.{name}": vision[name] for name in VISION_DEFAULTS} | {"projection_dim": embed_dim}
+    problems = [f"{name} is {plain(value, 60)} and not a whole number from 1" for name, value in sizes.items()
+                if not name.endswith(("_act", "_eps")) and (type(value) is not int or not 0 < value < 1 << 24)]
+    for tower, group in (("text", text), ("vision", vision)) if not problems else ():
+        if group.get("intermediate_size", 4 * group["hidden_size"]) != 4 * group["hidden_size"]:
+            problems.append(f"{tower} MLP width {plain(group['intermediate_size'], 60)} is not four times {group['hidden_size']}")
+        if not isinstance(group["layer_norm_eps"], int | float) or abs(group["layer_norm_eps"] - 1e-5) > 1e-12:
+            problems.append(f"{tower} layer_norm_eps {plain(group['layer_norm_eps'], 60)} instead of 1e-05")
     if text["hidden_act"] != vision["hidden_act"]:
-        problems.append(f"activations differ: {text['hidden_act']}, {vision['hidden_act']}")
+        problems.append(f"activations differ: {plain(text['hidden_act'], 60)}, {plain(vision['hidden_act'], 60)}")
     if vision["num_channels"] != 3:
         problems.append(f"{vision['num_channels']} image channels instead of 3")
     if problems:
         raise WeightsError(f"{file}: this CLIP cannot be expressed here: {'; '.join(problems)}")
     vocab, depth = text["vocab_size"], vision["num_hidden_layers"]
-    fields: dict[str, Any] = dict(
+    said: dict[str, Any] = dict(
         image_size=vision["image_size"], patch=vision["patch_size"], vision_width=vision["hidden_size"],
-        vision_layers=depth, vision_heads=vision["num_attention_heads"], embed_dim=document.get("projection_dim", 512),
+        vision_layers=depth, vision_heads=vision["num_attention_heads"], embed_dim=embed_dim,
         text_width=text["hidden_size"], text_layers=text["num_hidden_layers"], text_heads=text["num_attention_heads"],
-        vocab=vocab, context=text["max_position_embeddings"], vv_blocks=round(depth * 19 / 24),
-        activation=text["hidden_act"])
-    if vocab != ClipConfig.vocab:
-        fields |= dict(sos=vocab - 2, eos=vocab - 1, dot=min(ClipConfig.dot, vocab - 1))
-    fields |= _special_ids(folder) | _normalisation(folder)
+        vocab=vocab, context=text["max_position_embeddings"], activation=text["hidden_act"]) | _normalisation(folder)
+    ends = {} if vocab == ClipConfig.vocab else dict(sos=vocab - 2, eos=vocab - 1, dot=min(ClipConfig.dot, vocab - 1))
     try:
-        return ClipConfig(**fields)
-    except ValueError as error:
+        return ClipConfig(**said | {"vv_blocks": round(depth * 19 / 24)} | ends | special_ids(folder, vocab)), said
+    except WeightsError:
+        raise
+    except (ValueError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file}: cannot be read as JSON ({type(error).__name__}); fetch it again") from error
-    if not isinstance(document, dict):
-        raise WeightsError(f"{file}: not a JSON object; fetch it again")
-    return document
-
-
-def _part(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _part(document: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
     # files of early versions repeat a part as NAME_dict, which wins
-    return dict(document.get(name) or {}) | dict(document.get(f"{name}_dict") or {})
+    return part(document, name, file) | part(document, f"{name}_dict", file)
 
 
-def _special_ids(folder: Path) -> dict[str, int]:
-    """Token ids from the tokenizer's files. (eos_token_id in config.json is 2 in the public files, a known mistake.)"""
-    vocabulary: dict[str, int] = {}
-    if (folder / "vocab.json").is_file():
-        vocabulary = _json(folder / "vocab.json")
+def special_ids(folder: Path, vocab: int) -> dict[str, int]:
+    """{sos, eos, dot} of the tokenizer's files in a folder; {} where there are none, or they have other tokens.
+
+    (eos_token_id in config.json is 2 in the public files, a known mistake.)
+
+    Raises:
+        WeightsError: broken files, or ids outside of a vocabulary of `vocab` tokens.
+    """
+    vocabulary: dict[str, Any] = {}
+    file = folder / "vocab.json"
+    if file.is_file():
+        vocabulary = read_json(file, "vocabulary")
     elif (folder / "tokenizer.json").is_file():
-        document = _json(folder / "tokenizer.json")
-        vocabulary = dict(document.get("model", {}).get("vocab", {}))
-        vocabulary |= {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+        file = folder / "tokenizer.json"
+        document = read_json(file, "tokenizer")
+        found, added = part(document, "model", file).get("vocab"), document.get("added_tokens")
+        vocabulary = dict(found) if isinstance(found, dict) else {}
+        for token in added if isinstance(added, list) else ():
+            if isinstance(token, dict) and isinstance(token.get("content"), str):
+                vocabulary[token["content"]] = token.get("id")
     names = {"sos": "<|startoftext|>", "eos": "<|endoftext|>", "dot": ".</w>"}
-    return {field: vocabulary[name] for field, name in names.items() if name in vocabulary}
+    ids = {field: vocabulary[name] for field, name in names.items() if name in vocabulary}
+    wrong = [f"{names[field]} {plain(number, 60)}" for field, number in ids.items()
+             if type(number) is not int or not 0 <= number < vocab]
+    if wrong:
+        raise WeightsError(f"{file}: does not belong to these weights: {', '.join(wrong)} is not in 0..{vocab - 1} (vocabulary)")
+    return ids
 
 
 def _normalisation(folder: Path) -> dict[str, tuple[float, ...]]:
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            document = _json(folder / name)
-            document = document.get("image_processor", document)
-            return {ours: tuple(document[theirs]) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-                    if theirs in document}
+        file = folder / name
+        if file.is_file():
+            document = read_json(file)
+            document = part(document, "image_processor", file) or document
+            return {ours: triple(document[theirs], theirs, file)
+                    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in document}
     return {}
 
 
@@ -241,6 +259,8 @@ def to_openai(tensors: Mapping[str, np.ndarray], cfg: ClipConfig, where: str
     Raises:
         WeightsError: listing missing, unexpected and misshapen keys, in the file's own names.
     """
+    if cfg.vision_layers + cfg.text_layers > len(tensors):
+        raise WeightsError(f"{where}: {len(tensors)} tensors, config.json says {cfg.vision_layers} and {cfg.text_layers} layers")
     tensors = {name.removeprefix("model.").removeprefix("clip."): array for name, array in tensors.items()}
     unused = [name for name in tensors if name.endswith("embeddings.position_ids")]
     check_keys({name: array.shape for name, array in tensors.items() if name not in unused}, _shapes(cfg), where,

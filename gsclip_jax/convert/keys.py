@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 SHOWN = 20  # names per kind in a message; the rest is counted
+LONGEST = 4000  # characters of a message: names come out of files and may have any length
+
+
+def plain(text: object, longest: int = LONGEST) -> str:
+    """One line of printable characters: what a file names may hold line ends and terminal commands."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 class WeightsError(ValueError):
     """A weight file that cannot be used. The message is one line: what is wrong, where, what to do."""
 
+    def __init__(self, message: object = ""):
+        super().__init__(plain(message))
+
 
 def listed(names: Iterable[str], shown: int = SHOWN) -> str:
     """'a, b, c and 4 more' of `names`, in their order."""
     names = list(names)
-    text = ", ".join(names[:shown])
+    text = ", ".join(plain(name, 200) for name in names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"
 
 

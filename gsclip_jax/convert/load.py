@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from gsclip_jax.clip import ClipConfig, clip_shapes
-from gsclip_jax.convert import authors, huggingface, openai_names
+from gsclip_jax.convert import authors, huggingface, open_clip, openai_names
 from gsclip_jax.convert.authors import Converted
-from gsclip_jax.convert.files import Progress, State, load_state
+from gsclip_jax.convert.files import OPEN_CLIP_CONFIG, Progress, State, load_state
 from gsclip_jax.convert.keys import WeightsError, check_keys
+from gsclip_jax.convert.open_clip import Said
 from gsclip_jax.convert.store import content_hash, flatten, is_stored, load_params
 from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2
 from gsclip_jax.surface import init_surface
@@ -26,8 +27,8 @@ PathLike = str | os.PathLike[str]
 
 
 def convert_source(source: PathLike, *, revision: str | None = None, cache_dir: PathLike | None = None,
-                   progress: Progress | None = None) -> tuple[Converted, State, Path | None]:
-    """Converts a file, a directory or a hub name ('owner/model').
+                   progress: Progress | None = None, said: Said | None = None) -> tuple[Converted, State, Path | None]:
+    """Converts a file, a directory or a hub name ('owner/model'); `said` is what the user says of a CLIP.
 
     Returns:
         (groups of parameters, what was read (tensors dropped), tokenizer file or directory or None).
@@ -46,20 +47,39 @@ def convert_source(source: PathLike, *, revision: str | None = None, cache_dir: 
         path = Path(source)
         if not path.exists():
             raise WeightsError(f"{path}: no such file or directory, and no hub name ('owner/model') either")
+    if path.name == OPEN_CLIP_CONFIG:
+        path = path.parent
     state = load_state(path, progress=progress)
     folder = path if path.is_dir() else path.parent
-    tensors = authors.plain_names(state.tensors, str(state.path))
-    if authors.recognise(tensors, str(state.path)) == "huggingface" and huggingface.is_huggingface(folder):
-        cfg = huggingface.clip_config(folder)
-        named, unused = huggingface.to_openai(tensors, cfg, str(state.path))
-        converted = Converted("huggingface", {"clip": openai_names.clip_from_state_dict(named, cfg, str(state.path))},
-                              config={"clip": cfg.to_json()}, unused=unused)
-    else:
-        converted = authors.convert(state)
+    converted = _convert(state, folder, said or Said())
     origin = state.source() | ({"hub": name, "revision": commit} if commit else {})
     state.tensors = {}  # frees what the parameters do not share
     converted.config |= {"kind": converted.kind, "source": origin}
     return converted, state, _tokenizer(folder)
+
+
+def _convert(state: State, folder: Path, said: Said) -> Converted:
+    where = str(state.path)
+    tensors = open_clip.plain_text_names(authors.plain_names(state.tensors, where))
+    kind = authors.recognise(tensors, where)
+    if said.config and kind != "openai":
+        raise WeightsError(f"{where}: of kind {kind}, an open_clip configuration (--config) is for CLIPs in OpenAI's names")
+    if kind == "huggingface":
+        if not huggingface.is_huggingface(folder):
+            raise WeightsError(f"{where}: Hugging Face weights; give the directory that also holds config.json")
+        cfg = said.agree(*huggingface.clip_config(folder), str(folder / "config.json"))
+        tensors, unused = huggingface.to_openai(tensors, cfg, where)
+    elif kind == "openai":
+        cfg, notes = open_clip.clip_config(tensors, state, folder, said)
+        cfg = dataclasses.replace(cfg, **huggingface.special_ids(folder, cfg.vocab))
+        state.notes += notes
+        unused = [name for name in tensors if name in openai_names.NOT_NEEDED]
+    else:
+        if said != Said():
+            raise WeightsError(f"{where}: of kind {kind}, and --activation, --heads, --mean, --std are for CLIPs; leave them out")
+        return authors.convert(state)
+    params = openai_names.clip_from_state_dict(tensors, cfg, where)
+    return Converted(kind, {"clip": params}, config={"clip": cfg.to_json()}, unused=unused)
 
 
 def _tokenizer(folder: Path) -> Path | None:
@@ -83,13 +103,15 @@ def _embedded(name_or_path: PathLike) -> PathLike:
 
 
 def load_clip(name_or_path: PathLike, *, revision: str | None = None, cache_dir: PathLike | None = None,
-              progress: Progress | None = None, **changes: Any) -> tuple[ClipConfig, dict[str, Any], Path | None, str]:
+              progress: Progress | None = None, heads: tuple[int, int] | None = None, **changes: Any
+              ) -> tuple[ClipConfig, dict[str, Any], Path | None, str]:
     """A CLIP by name or path.
 
     Args:
         name_or_path: 'mini' (embedded), an OpenAI .pt file, a Hugging Face directory, a hub name ('owner/model'), or
             what `python -m gsclip_jax.convert` wrote.
         revision, cache_dir: for hub names (default: the pinned commit, Hugging Face's own cache).
+        heads: attention heads of the vision and the text tower, of a file that does not say (nor converted weights).
         changes: fields of ClipConfig that the weights do not determine: dtype, remat, vv_blocks, activation, ...
 
     Returns:
@@ -105,16 +127,21 @@ def load_clip(name_or_path: PathLike, *, revision: str | None = None, cache_dir:
         tree, config = load_params(name_or_path)
         if "clip" not in config and "vision_width" not in config:
             raise WeightsError(f"{name_or_path}: converted weights of kind {config.get('kind')!r}, but no CLIP")
-        cfg = ClipConfig.from_json(config.get("clip", config))
+        try:
+            cfg = ClipConfig.from_json(config.get("clip", config))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{name_or_path}: config.json describes no CLIP ({error}); convert the weights again") from error
         params = tree.get("clip", tree)
+        if not isinstance(params, dict):
+            raise WeightsError(f"{name_or_path}: 'clip' is an array and not a group; convert the weights again")
         wanted = {name: leaf.shape for name, leaf in flatten(clip_shapes(cfg)).items()}
         check_keys({name: leaf.shape for name, leaf in flatten(params).items()}, wanted, str(name_or_path),
                    "Convert the weights again")
         path = Path(name_or_path)
         tokenizer = _tokenizer(path if path.is_dir() else path.parent)
     else:
-        converted, _, tokenizer = convert_source(name_or_path, revision=revision, cache_dir=cache_dir,
-                                                 progress=progress)
+        converted, _, tokenizer = convert_source(name_or_path, revision=revision, cache_dir=cache_dir, progress=progress,
+                                                 said=Said(changes.get("activation"), heads))
         if "clip" not in converted.params:
             raise WeightsError(f"{name_or_path}: a {converted.kind} checkpoint, not a whole CLIP")
         cfg, params = ClipConfig.from_json(converted.config["clip"]), _arrays(converted.params["clip"])
@@ -144,8 +171,9 @@ def load_checkpoint(path: PathLike, *, progress: Progress | None = None) -> Conv
         converted, _, _ = convert_source(path, progress=progress)
         return dataclasses.replace(converted, params=_arrays(converted.params), stats=_arrays(converted.stats))
     tree, config = load_params(path)
-    return Converted(config.get("kind", ""), {name: group for name, group in tree.items() if name != "stats"},
-                     tree.get("stats", {}), config, config.get("source", {}).get("unused", []))
+    source = config.get("source")
+    return Converted(str(config.get("kind", "")), {name: group for name, group in tree.items() if name != "stats"},
+                     tree.get("stats", {}), config, source.get("unused", []) if isinstance(source, dict) else [])
 
 
 def load_pointnet2(path: PathLike, cfg: PointNet2Config | None = None, *, progress: Progress | None = None
@@ -160,7 +188,8 @@ def load_pointnet2(path: PathLike, cfg: PointNet2Config | None = None, *, progre
     if "pointnet2" not in converted.params:
         raise WeightsError(f"{path}: a {converted.kind or 'converted'} checkpoint without PointNet++; give the S3DIS "
                            "best_model.pth (pointnet2_sem_seg) or a stage-1 checkpoint")
-    found = {"params": converted.params["pointnet2"], "stats": converted.stats.get("pointnet2", {})}
+    stats = converted.stats if isinstance(converted.stats, dict) else {}
+    found = {"params": converted.params["pointnet2"], "stats": stats.get("pointnet2", {})}
     params, stats = jax.eval_shape(lambda key: init_pointnet2(key, cfg or PointNet2Config()), jax.random.key(0))
     wanted = {name: leaf.shape for name, leaf in flatten({"params": params, "stats": stats}).items()}
     check_keys({name: leaf.shape for name, leaf in flatten(found).items()}, wanted, str(path))

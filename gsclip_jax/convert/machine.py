@@ -8,6 +8,7 @@ and no attribute of a real object can be set or looked up.
 from __future__ import annotations
 
 import pickletools
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gsclip_jax.convert.keys import WeightsError
+from gsclip_jax.convert.keys import WeightsError, plain
 
+COPIED = 1 << 20  # elements that the calls of one pickle may copy: a few bytes can ask again and again for a copy of a long list
+INSTRUCTIONS = 5_000_000  # of one pickle; those of the largest weights have a hundredth of it, and each may fill 100 bytes
 LARGEST_VIEW = 2**31  # elements; an expanded view (stride 0) may not grow beyond it
 
 DTYPES = {name: np.dtype(kind) for name, kind in {
@@ -111,17 +114,20 @@ class Machine:
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
+        self.copied = 0
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 name = opcode.name
+                if number > INSTRUCTIONS:
+                    raise ValueError("too many instructions")
                 if name == "STOP":
                     return stack.pop()
                 self._step(name, argument, stack, marks, memo)
         except WeightsError:
             raise
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError,
-                UnicodeDecodeError) as error:
-            told = f"{type(error).__name__}: {error}"
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError,
+                SyntaxError) as error:
+            told = f"{type(error).__name__}: {plain(error, 200)}"
             raise WeightsError(f"{self.path}: damaged pickle ({told}); fetch it again") from error
         raise WeightsError(f"{self.path}: damaged pickle (it does not end); fetch the file again")
 
@@ -171,13 +177,13 @@ class Machine:
                 new = items()
             if name == "DICT":
                 stack.append({})
-            _expect(stack[-1], dict).update(zip(new[::2], new[1::2], strict=True))
+            _expect(stack[-1], dict).update(zip(map(_key, new[::2]), new[1::2], strict=True))
         elif name in ("ADDITEMS", "FROZENSET"):
             new = items()
             if name == "FROZENSET":
-                stack.append(frozenset(new))
+                stack.append(frozenset(map(_key, new)))
             else:
-                _expect(stack[-1], set).update(new)
+                _expect(stack[-1], set).update(map(_key, new))
         elif name == "GLOBAL":
             module, _, attribute = argument.partition(" ")
             stack.append(self._global(module, attribute))
@@ -188,6 +194,9 @@ class Machine:
             arguments, function = _expect(stack.pop(), tuple), stack.pop()
             if not isinstance(function, _Global) or function.call is None:
                 raise UnsafePickle(self._refusal(f"to call {_named(function)}"))
+            self.copied += len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple | dict | str | bytes))
+            if self.copied > COPIED:
+                raise ValueError("too much copied")
             stack.append(function.call(*arguments))
         elif name == "NEWOBJ":
             arguments, kind = _expect(stack.pop(), tuple), stack.pop()
@@ -199,7 +208,7 @@ class Machine:
         elif name == "BINPERSID":
             tag, kind, key, _, numel, *view = _expect(stack.pop(), tuple)
             if tag != "storage" or not isinstance(kind, _Global) or not isinstance(kind.value, np.dtype):
-                raise UnsafePickle(self._refusal(f"for a {tag!r} of {_named(kind)}"))
+                raise UnsafePickle(self._refusal(f"for a {reprlib.repr(tag)} of {_named(kind)}"))
             if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
                 raise ValueError("storage without key or size")
             stack.append(self.persistent(kind, key, numel, view[0] if view else None))
@@ -224,13 +233,13 @@ class Machine:
                                    "(quantised?); save the plain state_dict with torch.save")
             target.attributes.update(state)
         elif isinstance(target, _NumpyType):
-            order = _expect(state, tuple)[1]
+            order = _expect(_expect(state, tuple)[1], str)
             target.order = {"<": "<", ">": ">", "|": "|", "=": "<"}[order]
         elif not isinstance(target, dict) or not isinstance(state, dict):  # a dict's own: `_metadata` of a state_dict
             raise UnsafePickle(self._refusal(f"to set the state of {_named(target)}"))
 
     def _refusal(self, what: str) -> str:
-        return (f"{self.path}: refused, the file asks {what}, which is not part of weights; nothing was run. "
+        return (f"{self.path}: refused, the file asks {plain(what, 200)}, which is not part of weights; nothing was run. "
                 "Use a file that holds a state_dict alone")
 
 
@@ -242,9 +251,16 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
-def _expect(value: Any, kind: type) -> Any:
+def _expect(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"a {type(value).__name__} where a {kind.__name__} belongs")
+        raise TypeError(f"a {type(value).__name__} where a {getattr(kind, '__name__', kind)} belongs")
+    return value
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict or set: hashing tuples of tuples without end overruns the C stack."""
+    if isinstance(value, tuple | frozenset) and any(isinstance(part, tuple | frozenset) for part in value):
+        raise TypeError("a key of nested containers")
     return value
 
 
@@ -259,7 +275,7 @@ def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *rest: 
             dtype: np.dtype | None = None) -> Tensor:
     dtype = dtype or _expect(storage, Storage).dtype
     numbers = (offset, *_expect(shape, tuple), *_expect(strides, tuple))
-    if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
+    if len(shape) != len(strides) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
         raise ValueError("a tensor of impossible shape or strides")
     count = 1
     for length in shape:
@@ -293,7 +309,16 @@ def _encoded(text: str, codec: str = "latin1") -> bytes:
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
-    return dict(*(_expect(pairs, list | dict) for pairs in arguments))
+    """A dict, or one of [key, value] pairs."""
+    if len(arguments) > 1:
+        raise TypeError("a dict of two things")
+    pairs = _expect(arguments[0], list | dict) if arguments else {}
+    pairs = pairs.items() if isinstance(pairs, dict) else [_expect(pair, list | tuple) for pair in pairs]
+    return {_key(key): value for key, value in pairs}
+
+
+def _set(values: Any = ()) -> set[Any]:
+    return set(map(_key, _expect(values, list | tuple)))
 
 
 def _table() -> dict[tuple[str, str], _Global]:
@@ -303,14 +328,14 @@ def _table() -> dict[tuple[str, str], _Global]:
         "torch._utils._rebuild_tensor_v3": _tensor_v3,
         "torch._utils._rebuild_parameter": lambda data, *rest: _expect(data, Tensor),
         "torch._utils._rebuild_parameter_with_state": lambda data, *rest: _expect(data, Tensor),
-        "torch.Size": lambda lengths=(): tuple(lengths), "torch.device": lambda *place: ":".join(map(str, place)),
+        "torch.Size": lambda lengths=(): tuple(_expect(lengths, list | tuple)),
+        "torch.device": lambda *place: ":".join(str(_expect(part, str | int)) for part in place),
         "torch.jit._pickle.restore_type_tag": lambda value, tag: value,
         "numpy.dtype": _numpy_type, "numpy.core.multiarray.scalar": _numpy_scalar,
         "numpy._core.multiarray.scalar": _numpy_scalar, "_codecs.encode": _encoded,
-        "builtins.set": lambda values=(): set(_expect(values, list)),
-        "__builtin__.set": lambda values=(): set(_expect(values, list)),
+        "builtins.set": _set, "__builtin__.set": _set,
     }
-    calls |= {f"torch.jit._pickle.build_{kind}list": lambda values: list(values)
+    calls |= {f"torch.jit._pickle.build_{kind}list": lambda values: list(_expect(values, list | tuple))
               for kind in ("int", "double", "bool", "tensor")}
     values: dict[str, Any] = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
     for kind, dtype in STORAGES.items():

@@ -7,7 +7,7 @@ Sources: OpenAI CLIP's `clip/model.py`; GS-CLIP's released model (`visual_depth.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ Leaf = tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]
 
 # Sizes that OpenAI's archives store beside the weights.
 STORED_SIZES = ("input_resolution", "context_length", "vocab_size")
+NOT_NEEDED = (*STORED_SIZES, "attn_mask")  # the causal mask, a buffer that some versions save
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -144,7 +145,9 @@ def clip_from_state_dict(state: State, cfg: ClipConfig, where: str = "CLIP weigh
       WeightsError (a ValueError): naming missing, unexpected and misshapen keys together.
     """
     names = {"visual": _vision("visual.", cfg), "text": _text(cfg), "logit_scale": ("logit_scale", ((), _same))}
-    state = {name: value for name, value in state.items() if name not in STORED_SIZES}
+    state = {name: value for name, value in state.items() if name not in NOT_NEEDED}
+    if np.shape(state.get("logit_scale")) == (1,):  # open_clip's `nonscalar_logit_scale`
+        state["logit_scale"] = np.reshape(state["logit_scale"], ())
     return _convert(names, state, where, "Is it a CLIP of this architecture?")
 
 
@@ -162,7 +165,7 @@ def vision_from_state_dict(
     first = state.get(f"{prefix}transformer.resblocks.0.mlp.c_fc.lora_A")
     names: dict[str, Any] = {"visual": _vision(prefix, cfg, lora=first is not None)}
     if first is not None:
-        rank, blocks = np.shape(first)[0], f"{prefix}transformer.resblocks."
+        rank, blocks = _length(first, 0), f"{prefix}transformer.resblocks."
         names["lora"] = _stack([_lora_block(f"{blocks}{i}", cfg.vision_width, rank) for i in range(cfg.vision_layers)])
     tree = _convert(names, state, where, "Is it a tower of this architecture?")
     return {"visual": tree["visual"]}, tree.get("lora")
@@ -173,6 +176,11 @@ UNUSED_PROMPT_KEYS = re.compile(
     r"(point_feature_to_prompt_neg|compound_prompt_projections)\.|(token_prefix|token_suffix|tokenized_)"
 )
 OTHER_MODULES = re.compile(r"(pointnet|point_feature_to_neg_point)\.")
+
+
+def _length(array: np.ndarray, axis: int) -> int:
+    """Of an axis; 1 of a single number, which the comparison of shapes then tells."""
+    return np.shape(array)[axis] if np.ndim(array) else 1
 
 
 def prompts_from_state_dict(state: State, where: str = "prompt learner weights") -> dict[str, Any]:
@@ -188,8 +196,8 @@ def prompts_from_state_dict(state: State, where: str = "prompt learner weights")
         raise WeightsError(f"{where}: no ctx_pos [1,1,n,W]; is it the prompt learner of a GS-CLIP checkpoint?")
     context, width = np.shape(state["ctx_pos"])[2:]
     depth = sum(name.startswith("compound_prompts_text.") for name in state)
-    deep_n = np.shape(state.get("compound_prompts_text.0", np.zeros((4, width))))[0]
-    shape_dim = np.shape(state.get("point_feature_to_prompt_pos.0.weight", np.zeros((width, 512))))[-1]
+    deep_n = _length(state.get("compound_prompts_text.0", np.zeros((4, width))), 0)
+    shape_dim = _length(state.get("point_feature_to_prompt_pos.0.weight", np.zeros((width, 512))), -1)
     ctx: Callable[[str], tuple[str, Leaf]] = lambda name: (name, ((1, 1, context, width), lambda x: x[0, 0]))  # noqa: E731
     names: dict[str, Any] = {
         "ctx_normal": ctx("ctx_pos"),
@@ -204,36 +212,64 @@ def prompts_from_state_dict(state: State, where: str = "prompt learner weights")
     return _convert(names, state, where, "Is it the prompt learner of a GS-CLIP checkpoint?")
 
 
-def clip_config_from_state_dict(state: State, where: str = "CLIP weights", **changes: Any) -> ClipConfig:
-    """The configuration whose shapes a CLIP state dict has.
+# Arrays that tell the sizes, with their number of axes.
+SIZED = {"visual.conv1.weight": 4, "visual.positional_embedding": 2, "visual.proj": 2, "token_embedding.weight": 2,
+         "positional_embedding": 2, "text_projection": 2}  # fmt: skip
 
-    Not in the shapes: heads (64 channels each, as OpenAI's), the V-V blocks (19 of 24, in proportion), token ids
-    (OpenAI's for its vocabulary of 49408; else start and end are the last two). `changes` overrides any field.
+
+def count(names: Iterable[str], pattern: str, where: str) -> int:
+    """One more than the largest number in names that begin with `pattern`; 0 without any.
+
+    Raises:
+      WeightsError (a ValueError): numbers beyond the names there are: whatever is made for each would not end.
+    """
+    names = list(names)
+    numbers = [match[1] for name in names if (match := re.match(pattern, name))]
+    if any(len(number) > 9 or int(number) >= len(names) for number in numbers):
+        raise WeightsError(f"{where}: {len(names)} tensors, and one is numbered {max(numbers, key=len)[:40]}; not a whole file")
+    return 1 + max(map(int, numbers), default=-1)
+
+
+def clip_config_from_state_dict(state: State, where: str = "CLIP weights", **changes: Any) -> ClipConfig:
+    """The configuration whose shapes a CLIP state dict has, with 64 channels a head as OpenAI's; `changes` overrides any field.
+
+    For OpenAI's own weights: what others publish under the same names, `open_clip.clip_config` takes care of.
 
     Raises:
       WeightsError (a ValueError): naming the keys it needs and does not find.
     """
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "token_embedding.weight",
-              "positional_embedding", "text_projection")  # fmt: skip
-    missing = [name for name in needed if name not in state]
+    sizes = sizes_from_state_dict(state, where)
+    heads = {f"{tower}_heads": max(sizes[f"{tower}_width"] // 64, 1) for tower in ("vision", "text")}
+    return ClipConfig(**(sizes | heads | changes))
+
+
+def sizes_from_state_dict(state: State, where: str = "CLIP weights") -> dict[str, int]:
+    """Fields of ClipConfig by a state dict's shapes: all sizes but the number of heads.
+
+    Not in the shapes either, and set here: the V-V blocks (19 of 24, in proportion), token ids (OpenAI's for its
+    vocabulary of 49408; else start and end are the last two).
+
+    Raises:
+      WeightsError (a ValueError): naming the keys it needs and does not find.
+    """
+    missing = [name for name in SIZED if name not in state]
     if missing:
         raise WeightsError(f"{where}: no CLIP with a ViT, missing {', '.join(missing)}; give an OpenAI CLIP file")
-    shape = {name: np.shape(state[name]) for name in needed}
-
-    def layers(prefix: str) -> int:
-        found = (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in state)
-        return 1 + max((int(match[1]) for match in found if match), default=-1)
+    shape = {name: np.shape(state[name]) for name in SIZED}
+    wrong = [f"{name} {shape[name]}" for name, axes in SIZED.items() if len(shape[name]) != axes or 0 in shape[name]]
+    if wrong:
+        raise WeightsError(f"{where}: no CLIP with a ViT, of impossible shape: {', '.join(wrong)}; give an OpenAI CLIP file")
 
     vision_width, _, patch, _ = shape["visual.conv1.weight"]
     vocab, text_width = shape["token_embedding.weight"]
     grid = round((shape["visual.positional_embedding"][0] - 1) ** 0.5)
-    depth = layers("visual.")
+    depth = count(state, r"visual\.transformer\.resblocks\.(\d+)\.", where)
     fields = dict(
         image_size=grid * patch, patch=patch, vision_width=vision_width, vision_layers=depth,
-        vision_heads=max(vision_width // 64, 1), embed_dim=shape["text_projection"][1], text_width=text_width,
-        text_layers=layers(""), text_heads=max(text_width // 64, 1), vocab=vocab,
+        embed_dim=shape["text_projection"][1], text_width=text_width, vocab=vocab,
+        text_layers=count(state, r"transformer\.resblocks\.(\d+)\.", where),
         context=shape["positional_embedding"][0], vv_blocks=round(depth * 19 / 24),
     )  # fmt: skip
     if vocab != ClipConfig.vocab:
         fields |= dict(sos=vocab - 2, eos=vocab - 1, dot=min(ClipConfig.dot, vocab - 1))
-    return ClipConfig(**(fields | changes))
+    return fields

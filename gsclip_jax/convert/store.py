@@ -22,11 +22,15 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from gsclip_jax.convert.keys import WeightsError, check_keys
+from gsclip_jax.convert.documents import read_json
+from gsclip_jax.convert.keys import WeightsError, check_keys, plain
 
 FORMAT = "gsclip_jax-1"
 RESERVED = "weights"  # the entry of config.json that this module writes
 STORED = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+# what the library raises on files that are damaged, or hold kinds of numbers that numpy does not know
+UNREADABLE = (safetensors.SafetensorError, OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError, MemoryError)
 
 Tree = Mapping[str, Any]
 PathLike = str | os.PathLike[str]
@@ -100,11 +104,11 @@ def is_stored(path: PathLike) -> bool:
     """Whether `path` (directory or .safetensors file) is of this format, told by its config.json alone."""
     path = Path(path)
     config = (path if path.is_dir() else path.parent) / "config.json"
-    if (path.is_file() and path.suffix != ".safetensors") or not config.is_file():
+    if (path.is_file() and path.suffix.lower() != ".safetensors") or not config.is_file():
         return False
     try:
-        entry = json.loads(config.read_text()).get(RESERVED)
-    except (ValueError, AttributeError, OSError):
+        entry = read_json(config).get(RESERVED)
+    except WeightsError:
         return False
     return isinstance(entry, dict) and str(entry.get("format", "")).startswith("gsclip_jax-")
 
@@ -166,18 +170,18 @@ def load_params(path: PathLike, like: Tree | None = None, *, verify: bool = True
     """
     file, config_file = _locate(path)
     try:
-        config = json.loads(config_file.read_text())
+        config = read_json(config_file)
         entry = config.pop(RESERVED)
         stored_hash, stored_format = entry["sha256"], entry["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (WeightsError, KeyError, TypeError) as error:
         raise WeightsError(f"{config_file}: not the configuration of converted weights ({type(error).__name__}); "
                            "convert with `python -m gsclip_jax.convert FILE --to DIR`") from error
     if stored_format != FORMAT:
-        raise WeightsError(f"{config_file}: format {stored_format!r}, not {FORMAT!r}; convert the weights again")
+        raise WeightsError(f"{config_file}: format {plain(stored_format, 60)}, not {FORMAT!r}; convert the weights again")
     try:
         with safetensors.safe_open(file, "np") as reader:
             flat = {name: reader.get_tensor(name) for name in reader.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"{file}: not a whole safetensors file ({error}); convert the weights again") from error
     if like is not None:
         check_keys({name: array.shape for name, array in flat.items()},

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import mmap
+import reprlib
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ __all__ = ["Module", "Tensor", "UnsafePickle", "read_torch"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the stream format (torch/serialization.py)
 LEGACY_PROTOCOL = 1001
+# what the zip module raises on archives that are damaged or of kinds torch never writes
+DAMAGED = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error, zlib.error, ValueError,
+           OverflowError, IndexError, MemoryError)
 
 
 def read_torch(path: str | Path) -> tuple[str, Any]:
@@ -46,9 +51,13 @@ def read_torch(path: str | Path) -> tuple[str, Any]:
 def _read_zip(path: Path) -> tuple[str, Any]:
     try:
         archive = zipfile.ZipFile(path)  # kept open by the storages' `read`, closed with the last of them
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGED as error:
         raise WeightsError(f"{path}: a truncated or damaged zip archive ({error}); fetch it again") from error
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    stored = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
+    claimed = sum(max(entry.file_size, entry.compress_size) for entry in stored)
+    if claimed > path.stat().st_size:  # before anything is read: memory is asked for as the directory claims
+        raise WeightsError(f"{path}: the archive claims to hold {claimed} bytes, more than the file; damaged, fetch it again")
     roots = [name.removesuffix("data.pkl") for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
     if len(roots) != 1:
         raise WeightsError(f"{path}: a zip archive without torch's data.pkl; not a weight file")
@@ -62,12 +71,14 @@ def _read_zip(path: Path) -> tuple[str, Any]:
             return archive.read(name)
         except KeyError:
             raise WeightsError(f"{path}: the archive has no '{name}'; it is incomplete, fetch it again") from None
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+        except WeightsError:
+            raise
+        except DAMAGED as error:
             raise WeightsError(f"{path}: '{name}' cannot be read ({error}); damaged, fetch it again") from error
 
     order = read(f"{root}byteorder").strip() if f"{root}byteorder" in sizes else b"little"
     if order not in (b"little", b"big"):
-        raise WeightsError(f"{path}: byte order {order!r}; expected little or big")
+        raise WeightsError(f"{path}: byte order {reprlib.repr(order)}; expected little or big")
     known: dict[str, Storage] = {}
 
     def persistent(kind: _Global, key: str, numel: int, view: Any) -> Storage:
@@ -104,7 +115,7 @@ def _read_legacy(path: Path) -> Any:
         raise WeightsError(f"{path}: a pickle, but not one of torch; save the state_dict with torch.save")
     protocol = machine.run(stream)
     if protocol != LEGACY_PROTOCOL:
-        raise WeightsError(f"{path}: torch stream of protocol {protocol!r}, expected {LEGACY_PROTOCOL}; save it again")
+        raise WeightsError(f"{path}: torch stream of protocol {reprlib.repr(protocol)}, not {LEGACY_PROTOCOL}; save it again")
     system.update(little_endian=True)
     described = machine.run(stream)
     if isinstance(described, dict):
