@@ -101,7 +101,9 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
             recipe += f"-grafts{made.grafts:g}" if made.grafts else ""
             recipe += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
             folder = scans / f"solids-{recipe}"
-            synthetic.write(folder, categories=wanted, good=good, defective=defective, defects=kinds, **common)
+            other = synthetic.write(folder, categories=wanted, good=good, defective=defective, defects=kinds, **common)
+            if other:
+                progress(f"{', '.join(other)}: this machine makes other scans than those the published figures were measured on")
             folders.update({name: folder / name for name in wanted})
         # One root of links, as the counts differ between the auxiliary category and the others.
         order = ([train] if train else []) + names

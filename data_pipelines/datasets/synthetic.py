@@ -41,6 +41,8 @@ from data_pipelines.datasets.solids import GENERATORS, SETS, graft, solid
 TEMPLATES = 2
 HALF_DIAGONAL = 20.0  # of a typical object, in millimetres
 FORMAT = 4  # raised when the same seed makes other objects
+# The settings of the embedded default and the `fingerprints` of the scans that the published figures were measured on.
+PUBLISHED = Path(__file__).with_name("published.json")
 # Oblique, so that a ring of cameras about x sees every side.
 _UPRIGHT = exact.times(exact.times(about("y", 25), about("z", 35)), about("x", -65))
 
@@ -147,11 +149,12 @@ def write(
     relief: float = 0.0,
     grafts: float = 0.0,
     workers: int = 2,
-) -> None:
-    """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the workers or interruptions.
+) -> tuple[str, ...]:
+    """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the processor, workers, interruptions.
 
-    Good objects get even numbers, defective ones odd, kinds in turn. Categories may be added to a folder later. Raises
-    ValueError for unknown names, numbers out of range, and a folder that holds a set of other settings.
+    Good objects get even numbers, defective ones odd, kinds in turn. Categories may be added to a folder later. Returns the
+    categories whose files are not those of `PUBLISHED`, where it has the settings. Raises ValueError for unknown names,
+    numbers out of range, and a folder that holds a set of other settings.
     """
     categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
     _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts)
@@ -188,12 +191,21 @@ def write(
     if missing:
         _run(root, missing, int(seed), points, difficulty, workers, relief, grafts)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
-    text = json.dumps(
-        {"settings": settings, "categories": list(everything), "samples": [json.loads(p.read_text()) for p in rows]},
-        indent=1,
-    )
+    samples = [json.loads(p.read_text()) for p in rows]
+    text = json.dumps({"settings": settings, "categories": list(everything), "samples": samples}, indent=1)
     if not manifest.exists() or manifest.read_text() != text:
         _write(manifest, text.encode())
+    known = [part["categories"] for part in json.loads(PUBLISHED.read_text()) if part["settings"] == settings]
+    made = fingerprints(samples)
+    return tuple(c for part in known for c in categories if c in part and part[c] != made[c])
+
+
+def fingerprints(samples: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """One SHA-256 a category, over the names and SHA-256 of its files; `samples` are the rows of a manifest."""
+    lines: dict[str, list[str]] = {}
+    for row in samples:
+        lines.setdefault(row["category"], []).append(f"{row['file']} {row['sha256']} {row.get('truth_sha256', '')}\n")
+    return {name: hashlib.sha256("".join(sorted(files)).encode()).hexdigest() for name, files in lines.items()}
 
 
 def _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts) -> None:
