@@ -232,10 +232,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     if not len(index):
         raise ValueError("no valid point to render")
     draw = rasteriser(window) if draw is None else draw
-    points = xyz[index].astype(np.float64)
-    points -= points.mean(0)
-    scale = np.ptp(points, axis=0).max()
-    points /= scale if scale > 0 else 1.0  # the picture does not depend on the unit, and the GL depth range fits
+    points = _framed(xyz[index])
     near = knn(points, 30)
     plane, variation = planes(points, near)
     labels = mask[index]
@@ -276,6 +273,37 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     out["drawn"] = visible.copy()
     visible[:, index] = filled
     return out | {"pix": pix, "seen": visible}
+
+
+def _framed(points: np.ndarray) -> np.ndarray:
+    """Points [S, 3] float64 about their mean, in their largest side: no picture depends on the unit, and GL has its range."""
+    points = points.astype(np.float64)
+    points -= points.mean(0)
+    scale = np.ptp(points, axis=0).max()
+    return points / (scale if scale > 0 else 1.0)
+
+
+def shown_points(xyz: np.ndarray, valid: np.ndarray, cameras: Cameras, view: int, size: int, point_size: float, *,
+                 zoom: float = ZOOM, fill_gaps: bool = False) -> np.ndarray:
+    """Which point every pixel of a view of `render_object` shows, [size, size] int: a row of `xyz`, or -1 where nothing is.
+
+    Drawn again, by numpy: records keep no such picture, and `pix` and `seen` do not say it, for points hidden by others, or seen
+    so flat that they hide each other, lie on those others' pixels.
+
+    Args: as of `render_object`; point_size in pixels of this picture.
+
+    Raises:
+      ValueError: no valid point.
+    """
+    index = np.flatnonzero(valid)
+    if not len(index):
+        raise ValueError("no valid point to render")
+    points = _framed(xyz[index]) @ cameras.rotations[view].T
+    camera = fit_camera(points, size, cameras.back_off, zoom)
+    shade, numbers = next(SplatRasteriser().draw([Shot(points, np.zeros_like(points), camera)], point_size))
+    if fill_gaps:
+        numbers = _without_gaps(shade, numbers, camera.project(points)[2], point_size)[1]
+    return np.append(index, -1)[numbers]
 
 
 def _lit(variation: np.ndarray, near: np.ndarray, cavity: float) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +11,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
+from data_pipelines import lettering
+from data_pipelines.objects import Recipe, write_atomic
+from data_pipelines.render import shown_points
+
 GAP = 6
 TRUTH = (214, 39, 40)
+TEXT = 17  # pixels
+LABEL = 260  # widest label, pixels
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
@@ -18,6 +26,19 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
     from matplotlib import colormaps
 
     return (colormaps["turbo"](np.clip(values, 0, 1))[..., :3] * 255).astype(np.uint8)
+
+
+def front(fields: dict, recipe: Recipe, view: int, category: str = "") -> np.ndarray:
+    """Which scored point every pixel of a view shows, [H,W] int, -1 where none; of records this project rendered.
+
+    Args:
+      fields: one row of a batch (no leading axis), made by the recipe.
+    """
+    size = fields["render"].shape[-1]
+    return shown_points(
+        fields["xyz"], fields["valid"], recipe.camera_list(), view, size, recipe.splat(category) * size / recipe.window,
+        zoom=recipe.zoom, fill_gaps=recipe.fill_gaps,
+    )  # fmt: skip
 
 
 def spread(values: np.ndarray, pix: np.ndarray, seen: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,10 +49,40 @@ def spread(values: np.ndarray, pix: np.ndarray, seen: np.ndarray, size: int) -> 
     image = np.full((size, size), -np.inf, np.float32)
     x, y = pix[seen, 0], pix[seen, 1]
     np.maximum.at(image, (y, x), values[seen].astype(np.float32))
-    if not len(x):
-        return np.zeros((size, size), np.float32), np.full((size, size), np.inf)
-    distance, (rows, columns) = distance_transform_edt(~np.isfinite(image), return_indices=True)
+    return _filled(image)
+
+
+def _filled(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every pixel that is -inf takes the nearest other one's value; and the distance to it."""
+    painted = np.isfinite(image)
+    if not painted.any():
+        return np.zeros_like(image), np.full(image.shape, np.inf)
+    distance, (rows, columns) = distance_transform_edt(~painted, return_indices=True)
     return image[rows, columns], distance
+
+
+def heat(values: np.ndarray, fields: dict, view: int, shown: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [M] on the pixels that show their points: map float32 [H,W], and bool [H,W] where it means something.
+
+    Args:
+      shown: of `front`. Without it (pictures that came with the data) points are painted where `pix` has them, but for those
+        that no view sees: they hold another point's pixels, which is then theirs no more than its.
+    """
+    solid = fields["render"][view] < 250
+    if shown is not None:
+        found, distance = _filled(np.where(shown >= 0, values[shown], -np.inf).astype(np.float32))
+        return found, solid & (distance <= 2)
+    size, pix, seen = len(solid), fields["pix"], fields["seen"]
+    found, distance = spread(values, pix[view], seen[view] & ~shared(pix, seen), size)
+    apart = (solid.sum() / max((distance == 0).sum(), 1)) ** 0.5
+    return found, solid & (distance <= 2 * apart + 1)
+
+
+def shared(pix: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Bool [M]: points that have the pixels [V,M,2] of another one in every view, and are seen [V,M] in the same."""
+    columns = np.concatenate([np.where(seen[..., None], pix, -1).transpose(1, 0, 2).reshape(seen.shape[1], -1)], axis=1)
+    _, group, count = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
+    return (count > 1)[group.reshape(-1)] & seen.any(0)
 
 
 def best_view(fields: dict) -> int:
@@ -40,47 +91,58 @@ def best_view(fields: dict) -> int:
     return int(visible.argmax()) if visible.any() else int(fields["seen"].sum(1).argmax())
 
 
-def panels(fields: dict, points: np.ndarray, low: float, high: float, view: int | None = None) -> list[np.ndarray]:
+def panels(fields: dict, points: np.ndarray, low: float, high: float, view: int | None = None,
+           shown: np.ndarray | None = None) -> list[np.ndarray]:  # fmt: skip
     """[render, depth, truth, heat map] uint8 [H,W,3] of one object, in its best view.
 
     Args:
       fields: one row of a batch (no leading axis).
       points: scores [M]; low and high are the ends of the colour scale.
+      shown: of `front`, for that view.
     """
     view = best_view(fields) if view is None else view
     render = np.repeat(fields["render"][view][..., None], 3, -1)
     depth = np.repeat(fields["depth"][view][..., None], 3, -1)
-    size = render.shape[0]
     truth = render.copy()
     truth[fields["view_mask"][view]] = TRUTH
-    heat, _ = spread(points, fields["pix"][view], fields["seen"][view], size)
-    solid = fields["render"][view] < 250
-    colours = heat_colours((heat - low) / max(high - low, 1e-12)).astype(np.float32)
+    scores, painted = heat(points, fields, view, shown)
+    colours = heat_colours((scores - low) / max(high - low, 1e-12)).astype(np.float32)
     shade = render.astype(np.float32)
-    mixed = np.where(solid[..., None], 0.75 * colours + 0.25 * shade, shade).astype(np.uint8)
+    mixed = np.where(painted[..., None], 0.75 * colours + 0.25 * shade, shade).astype(np.uint8)
     return [render, depth, truth, mixed]
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str], scale: int = 2) -> Image.Image:
-    """A contact sheet: one row an object, its label on the left."""
-    size = rows[0][0].shape[0] * scale
-    left, top = 150, 24
-    width, height = left + len(rows[0]) * (size + GAP), top + len(rows) * (size + GAP)
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    """A contact sheet: one row an object, its label on the left, in any language (`lettering`)."""
+    size, line = rows[0][0].shape[0] * scale, round(lettering.LEADING * TEXT)
+    wrapped = [[part for given in label.split("\n") for part in lettering.wrapped(given, TEXT, LABEL)] for label in labels]
+    left, top = round(max(lettering.width(part, TEXT) for label in wrapped for part in label)) + 16, line + 8
+    size = max(size, *(round(lettering.width(title, TEXT)) + 8 for title in titles))
+    tall = max(size, *(line * len(label) for label in wrapped)) + GAP
+    picture = Image.new("RGB", (left + len(rows[0]) * (size + GAP), top + len(rows) * tall), "white")
+    pen = ImageDraw.Draw(picture)
     for column, title in enumerate(titles):
-        draw.text((left + column * (size + GAP) + 4, 6), title, fill="black")
-    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        y = top + number * (size + GAP)
-        draw.multiline_text((6, y + size // 2 - 20), label, fill="black", spacing=3)
+        lettering.draw(pen, (left + column * (size + GAP) + 4, TEXT + 3), title, TEXT)
+    for number, (row, label) in enumerate(zip(rows, wrapped, strict=True)):
+        y = top + number * tall
+        for place, part in enumerate(label):
+            lettering.draw(pen, (6, y + (size - line * len(label)) // 2 + place * line + TEXT), part, TEXT)
         for column, image in enumerate(row):
-            resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-            picture.paste(resized, (left + column * (size + GAP), y))
+            picture.paste(enlarged(image, size), (left + column * (size + GAP), y))
     return picture
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def enlarged(image: np.ndarray, size: int) -> Image.Image:
+    return Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save(picture: Image.Image, path: str | os.PathLike) -> None:
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    picture.save(temporary, "PNG", optimize=True)
-    temporary.replace(path)
+    write_atomic(path, png(picture))

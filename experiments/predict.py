@@ -3,89 +3,149 @@
 Scores scans of any object: DIR/NAME.ply is the scan coloured by its point scores, DIR/NAME.png shows the views and where the
 scores are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without
 --workdir the embedded model is used.
+
+NAME is the scan's; where DIR holds such a file already, also a scan itself, it gets a number: nothing is written over but what an
+earlier call wrote for the same scan. Further calls add to scores.json. Stopped by Ctrl-C, what is scored so far is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+
+from gsclip_jax.names import one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 when a scan could not be scored (the others are)."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.split("\n\n")[1])
+    """Returns the exit status: 0, 1 when a scan could not be scored (the others are), or 130 when stopped."""
+    from experiments.run import guarded
+
+    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.split("\n\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("scans", nargs="+", metavar="SCAN", type=Path, help=f"point clouds ({FORMATS})")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
     parser.add_argument(
         "--workdir", type=Path, metavar="RUN", help="a work directory of experiments.run (default: embedded model)"
     )
-    args = parser.parse_args(arguments)
-    try:
-        failures = predict(args.scans, args.out, args.workdir)
-    except (ValueError, OSError) as error:
-        if os.environ.get("GSCLIP_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 1 if failures else 0
+
+    def work() -> int:
+        args = parser.parse_args(arguments)
+        return 1 if predict(args.scans, args.out, args.workdir) else 0
+
+    return guarded(work)
 
 
 def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[str]:
-    """Scores the scans and writes DIR; returns the lines that say which scans could not be scored."""
-    import jax
+    """Scores the scans and writes DIR; returns the lines that say which scans could not be scored.
 
-    from data_pipelines.cloud_files import read_cloud
-    from data_pipelines.clouds import clean
-    from data_pipelines.datasets import DataError, Scan
-    from data_pipelines.objects import make_object, recipe_of, to_batch
-    from experiments.build import data_config
-    from experiments.export import EMBEDDED, load_model
-    from gsclip_jax.evaluate import write_json
+    Raises:
+      ValueError: DIR cannot be written or holds a scores.json of something else, or no such model; nothing is scored then.
+      SystemExit: 130, stopped; what was scored is written.
+    """
+    from experiments.outputs import Outputs
 
-    method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
-    recipe = recipe_of(data_config(config))
-    score = jax.jit(method.predict)
-    out.mkdir(parents=True, exist_ok=True)
-    names = _names(scans)
-    table, failures = {}, []
-    for path, name in zip(scans, names, strict=True):
-        try:
-            xyz = clean(read_cloud(path), path)
-        except DataError as error:
-            failures.append(str(error))
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        everything = np.ones(len(xyz), bool)
-        # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
-        made = make_object(Scan(xyz=xyz, mask=~everything, valid=everything), recipe, "", "")
-        scores = jax.device_get(score(params, stats, to_batch([made])))
-        points = to_scan(scores.points[0], made["xyz"], made["valid"], xyz)
-        write(out, name, made, scores.points[0], xyz, points)
-        table[name] = {
-            "scan": str(path),
-            "score": round(float(scores.object[0]), 6),
-            "max_point_score": round(float(points.max()), 6),
-        }
-        print(f"{path}: object score {scores.object[0]:.3f}, highest point score {points.max():.3f}")
-    write_json(out / "scores.json", table)
+    outputs, failures, done = Outputs(out, scans), [], 0
+    scans = list({os.path.abspath(path): path for path in scans}.values())
+    try:
+        for failure in _scored(scans, outputs, workdir):
+            if failure is None:
+                done += 1
+            else:
+                failures.append(failure)
+                print(f"error: {one_line(failure)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\nstopped: {done} of {len(scans)} scans are scored, in {one_line(str(out))}", file=sys.stderr)
+        raise SystemExit(130) from None
     return failures
 
 
-def _names(scans: list[Path]) -> list[str]:
-    """File names without ending; those that meet get a number."""
-    names: list[str] = []
+def _scored(scans: list[Path], outputs, workdir: Path | None):
+    """Scores one scan after the other; yields for each why it could not be scored, or None."""
+    model = f"the model of {workdir}" if workdir else "the embedded model"
+    _say(f"loading {model}")
+    import jax
+
+    cache = keep_compiled()
+
+    from data_pipelines.cloud_files import read_cloud
+    from data_pipelines.clouds import clean
+    from data_pipelines.datasets import Scan
+    from data_pipelines.objects import make_object, recipe_of, to_batch
+    from experiments.build import data_config
+    from experiments.export import EMBEDDED, load_model
+
+    method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
+    recipe = recipe_of(data_config(config))
+    score, ready = jax.jit(method.predict), False
     for path in scans:
-        name, number = path.stem, 2
-        while name in names:
-            name, number = f"{path.stem}_{number}", number + 1
-        names.append(name)
-    return names
+        try:
+            xyz = clean(read_cloud(path), path)
+            everything = np.ones(len(xyz), bool)
+            # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
+            made = make_object(Scan(xyz=xyz, mask=~everything, valid=everything), recipe, "", "")
+        except (ValueError, OSError, MemoryError) as error:
+            yield _reason(error, path)
+            continue
+        if not ready:
+            began = time.monotonic()
+            _say(cache)
+        scores = jax.device_get(score(params, stats, to_batch([made])))
+        if not ready:
+            _say(f"ready after {time.monotonic() - began:.0f} s")
+            ready = True
+        points = to_scan(scores.points[0], made["xyz"], made["valid"], xyz)
+        files, hidden = rendered(path.name, made, scores.points[0], xyz, points, recipe)
+        about = {"score": round(float(scores.object[0]), 6), "max_point_score": round(float(points.max()), 6)}
+        name = outputs.keep(path, about, files)
+        note = "; its highest scores are on points that no view shows" if hidden else ""
+        _say(f"{path}: object score {scores.object[0]:.3f}, highest point score {points.max():.3f}{note}"
+             f" -> {outputs.folder / name}.ply, .npy, .png")  # fmt: skip
+        yield None
+
+
+def _say(line: str) -> None:
+    print(one_line(line), flush=True)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """One line, naming the scan."""
+    if isinstance(error, MemoryError):
+        return f"{path}: not enough memory for a scan of this size; thin it out"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or path}: {error.strerror}"
+    text = " ".join(str(error).split())
+    return text if str(path) in text else f"{path}: {text}"
+
+
+def keep_compiled() -> str:
+    """Has JAX keep what it compiles in the user's cache folder, for later calls; returns what to say of it.
+
+    A folder the user chose (JAX_COMPILATION_CACHE_DIR) stays. Where none can be written, nothing is kept.
+    """
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder:
+        home = os.environ.get("XDG_CACHE_HOME", "")
+        try:
+            folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:  # no home, or none that can be written
+            return f"compiling the model (every time: {getattr(error, 'strerror', None) or error}: {folder})"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"compiling the model (every time: {folder} cannot be written)"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if any(Path(folder).glob("jit_predict*")):
+        return f"taking the compiled model from {folder}"
+    return f"compiling the model (once; kept in {folder})"
 
 
 def to_scan(points: np.ndarray, scored_xyz: np.ndarray, valid: np.ndarray, xyz: np.ndarray) -> np.ndarray:
@@ -96,25 +156,43 @@ def to_scan(points: np.ndarray, scored_xyz: np.ndarray, valid: np.ndarray, xyz: 
     return points[valid][nearest].astype(np.float32)
 
 
-def write(out: Path, name: str, made: dict, scored: np.ndarray, xyz: np.ndarray, points: np.ndarray) -> None:
-    """NAME.npy, NAME.ply and NAME.png. Colours run from the scan's median score to its top."""
-    import open3d as o3d
+def rendered(title: str, made: dict, scored: np.ndarray, xyz: np.ndarray, points: np.ndarray,
+             recipe) -> tuple[dict[str, bytes], bool]:  # fmt: skip
+    """What is written of a scan, by ending: its scores, the coloured cloud and the picture; and whether no view shows its top.
 
+    Colours run from the scan's median score to its top. The picture has the three views that show most of the top hundredth.
+
+    Args:
+      made, scored: of the scored points; fields of `make_object`, scores [M].
+      xyz, points: of the scan, [S,3] and scores [S].
+      recipe: that `made` was made with.
+    """
     from experiments import pictures
 
     low, high = (float(v) for v in np.quantile(points, [0.5, 0.999]))
-    np.save(out / f"{name}.npy", points)
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(xyz.astype(np.float64)))
-    colours = pictures.heat_colours((points - low) / max(high - low, 1e-12)) / 255.0
-    cloud.colors = o3d.utility.Vector3dVector(colours)
-    if not o3d.io.write_point_cloud(str(out / f"{name}.ply"), cloud):
-        raise OSError(f"could not write {out / name}.ply")
-    # The views in which the highest scores are seen best.
+    scores = io.BytesIO()
+    np.save(scores, points)
+    colours = pictures.heat_colours((points - low) / max(high - low, 1e-12))
     hot = scored >= np.quantile(scored[made["valid"]], 0.99)
-    order = np.argsort(-(made["seen"] & hot).sum(1), kind="stable")[:3]
-    rows = [[p for i, p in enumerate(pictures.panels(made, scored, low, high, int(view))) if i != 2] for view in order]
-    labels = [f"{name}\nview {int(view) + 1}" for view in order]
-    pictures.save(pictures.sheet(rows, ["rendered view", "depth view", "point scores"], labels), out / f"{name}.png")
+    shown = [pictures.front(made, recipe, view) for view in range(len(made["render"]))]
+    hits = np.array([(hot[front] & (front >= 0)).sum() for front in shown])
+    order = np.argsort(-hits, kind="stable")[:3]
+    rows = []
+    for view in order:
+        render, depth, _, heat = pictures.panels(made, scored, low, high, int(view), shown[view])
+        rows.append([render, depth, heat])
+    sheet = pictures.sheet(rows, ["rendered view", "depth view", "point scores"], [f"{title}\nview {v + 1}" for v in order])
+    return {".npy": scores.getvalue(), ".ply": coloured_ply(xyz, colours), ".png": pictures.png(sheet)}, not hits.any()
+
+
+def coloured_ply(xyz: np.ndarray, colours: np.ndarray) -> bytes:
+    """A binary PLY file of points [S,3], in doubles, with colours uint8 [S,3]."""
+    names = [("x", "<f8"), ("y", "<f8"), ("z", "<f8"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
+    rows = np.empty(len(xyz), names)
+    for (name, _), column in zip(names, [*np.asarray(xyz).T, *colours.T], strict=True):
+        rows[name] = column
+    kinds = "".join(f"property {'double' if kind == '<f8' else 'uchar'} {name}\n" for name, kind in names)
+    return f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n{kinds}end_header\n".encode() + rows.tobytes()
 
 
 if __name__ == "__main__":

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 
 import numpy as np
 
 from data_pipelines.input import eval_batches
+from data_pipelines.objects import write_atomic
 from experiments import pictures
 from experiments.build import index_rows
 from experiments.pipeline import columns
 from gsclip_jax import evaluate
+from gsclip_jax.names import one_line
+
+TITLES = ("rendered view", "depth view", "ground truth", "point scores")
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}tr.mean td{font-weight:600;border-top:2px solid #888}tr.other td{color:#666}
+.pictures td:first-child{max-width:14em;overflow-wrap:anywhere;padding-left:0}.pictures td,.pictures th{text-align:left;border:0}
+.pictures td,.pictures th{padding:.1em .2em}.pictures img{width:13em;display:block}td:first-child{overflow-wrap:anywhere}
 img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em}small{color:#666}"""
 
 
@@ -44,30 +49,32 @@ def write_report(run, results: dict, compared: dict[str, dict]) -> None:
     page = run.workdir / "report.html"
     if page.exists():
         return
-    records = run.test_records
-    rows = index_rows(records, list(results["categories"]))
+    rows = index_rows(run.test_records, list(results["categories"]))
     chosen = choose(rows, run.config.eval.pictures)
-    sheet = _sheet(run, chosen) if chosen else None
-    if sheet is not None:
-        pictures.save(sheet, run.workdir / "pictures" / "heatmaps.png")
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(_html(run, results, compared, sheet))
-    temporary.replace(page)
+    drawn = _drawn(run, chosen) if chosen else []
+    if drawn:
+        labels = ["\n".join(map(one_line, label)) for label, _ in drawn]
+        pictures.save(pictures.sheet([row for _, row in drawn], TITLES, labels), run.workdir / "pictures" / "heatmaps.png")
+    write_atomic(page, _html(run, results, compared, drawn).encode())
 
 
-def _sheet(run, chosen: list[dict]):
-    folder = run.workdir / "eval"
+def _drawn(run, chosen: list[dict]) -> list[tuple[list[str], list[np.ndarray]]]:
+    """Lines of the label and the panels of every object."""
+    folder, recipe = run.workdir / "eval", run.test_records.recipe
     found = _fields(run, {row["object_index"] for row in chosen})
-    scale = {}
-    drawn, labels = [], []
+    own = (run.config.target.name or run.config.data.name) != "prerendered"  # else the pictures came with the data
+    scale, drawn = {}, []
     for row in chosen:
+        category, fields = row["category"], found[row["object_index"]]
         with np.load(evaluate.object_file(folder, row)) as file:
             points, score = file["points"], float(file["object"])
-        if row["category"] not in scale:
-            scale[row["category"]] = _ends(run, row["category"])
-        drawn.append(pictures.panels(found[row["object_index"]], points, *scale[row["category"]]))
-        labels.append(f"{row['category']}\n{row['name']}\ntruth: {row['defect']}\nscore {score:.3f}")
-    return pictures.sheet(drawn, ["rendered view", "depth view", "ground truth", "point scores"], labels)
+        if category not in scale:
+            scale[category] = _ends(run, category)
+        view = pictures.best_view(fields)
+        shown = pictures.front(fields, recipe, view, category) if own else None
+        label = [category, row["name"], f"truth: {row['defect']}", f"score {score:.3f}"]
+        drawn.append((label, pictures.panels(fields, points, *scale[category], view, shown)))
+    return drawn
 
 
 def _ends(run, category: str) -> tuple[float, float]:
@@ -90,33 +97,54 @@ def _fields(run, numbers: set[int]) -> dict[int, dict]:
     return found
 
 
-def _html(run, results: dict, compared: dict[str, dict], sheet) -> str:
-    names = columns(results["mean"], released=True)
+def _html(run, results: dict, compared: dict[str, dict], drawn) -> str:
+    tables = [*results["categories"].values(), results["mean"], *(other["mean"] for other in compared.values())]
+    names = [(key, title) for key, title in columns(results["mean"], released=True)
+             if any(values.get(key) is not None for values in tables)]  # fmt: skip
     rows = []
 
     def add(label: str, values: dict, kind: str = "") -> None:
         cells = "".join(f"<td>{'–' if values.get(k) is None else f'{100 * values[k]:.1f}'}</td>" for k, _ in names)
-        rows.append(f"<tr class='{kind}'><td>{html.escape(label)}</td>{cells}</tr>")
+        rows.append(f"<tr class='{kind}'><td>{_text(label)}</td>{cells}</tr>")
 
     for category, values in results["categories"].items():
         add(f"{category} ({values['n_good']} good, {values['n_defective']} defective)", values)
     add("mean", results["mean"], "mean")
     for name, other in compared.items():
         add(f"{name.replace('_', ' ')}, mean", other["mean"], "other")
-    picture = ""
-    if sheet is not None:
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG", optimize=True)
-        picture = f"<img alt='heat maps' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    head = "".join(f"<th>{title}</th>" for _, title in names)
+    head = "".join(f"<th>{_text(title)}</th>" for _, title in names)
     seconds = ", ".join(f"{phase} {value:.0f} s" for phase, value in results["seconds"].items())
     made = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(str(run.workdir))}</title>
+    other = "" if results["trained_on"] == results["dataset"] else f", tested on <b>{_text(results['dataset'])}</b>"
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(run.workdir)}</title>
 <style>{STYLE}</style><h1>Zero-shot 3D anomaly detection</h1>
-<p>Trained on <b>{html.escape(results["train_category"])}</b> of <b>{html.escape(results["dataset"])}</b> alone
-(variant {results["variant"]}, seed {results["seed"]}); every category below was never seen in training.
+<p>Trained on <b>{_text(results["train_category"])}</b> of <b>{_text(results["trained_on"])}</b> alone{other}
+(variant {_text(results["variant"])}, seed {results["seed"]}); every category below was never seen in training.
 Per cent; P-PRO is exact, up to false-positive rate 0.3.</p>
 <table><tr><th>category</th>{head}</tr>{"".join(rows)}</table>
-<p>Colours run from a category's median point score (blue) to its top (red); ground truth is marked red.</p>{picture}
-<p><small>{seconds}<br>{html.escape(made)}</small></p></html>
+{_figures(drawn)}<p><small>{_text(seconds)}<br>{_text(made)}</small></p></html>
 """
+
+
+def _figures(drawn) -> str:
+    """The panels as a table, labels as text."""
+    if not drawn:
+        return ""
+    head = "".join(f"<th>{title}</th>" for title in TITLES)
+    rows = []
+    for label, row in drawn:
+        cells = "".join(f"<td>{_image(panel, title)}</td>" for panel, title in zip(row, TITLES, strict=True))
+        rows.append(f"<tr><td>{'<br>'.join(map(_text, label))}</td>{cells}</tr>")
+    return f"""<p>Colours run from a category's median point score (blue) to its top (red); ground truth is marked red.</p>
+<table class="pictures"><tr><th></th>{head}</tr>{"".join(rows)}</table>
+"""
+
+
+def _image(panel: np.ndarray, title: str) -> str:
+    content = base64.b64encode(pictures.png(pictures.enlarged(panel, 2 * len(panel)))).decode()
+    return f'<img alt="{title}" src="data:image/png;base64,{content}">'
+
+
+def _text(value) -> str:
+    """Any text as text of a page, whatever it holds."""
+    return html.escape(one_line(str(value)))

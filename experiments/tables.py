@@ -19,10 +19,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.objects import write_atomic
+from experiments.outputs import refuse_foreign
 from experiments.published import METHODS, METRICS, MODULES, ROWS
+from gsclip_jax.names import csv_text, one_line
 
 TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
 SINGLE = "one auxiliary category"
+CSV_HEAD = ("row", "dataset", "protocol", "variant", "method", "seed", "category")
+PAGE_HEAD = "<!doctype html><meta charset=utf-8><title>GS-CLIP runs</title>"
 
 
 @dataclass
@@ -81,14 +86,14 @@ def collect(folders: list[Path]) -> list[Entry]:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
         order = folder / "rows.json"  # of a sweep; runs that it does not name come last
-        names = json.loads(order.read_text()) if order.exists() else []
+        names = json.loads(order.read_text(encoding="utf-8")) if order.exists() else []
         number = {name: i for i, name in enumerate(names)}
         files = [folder / "results.json"] if (folder / "results.json").exists() else sorted(
             folder.glob("*/results.json"), key=lambda p: (number.get(p.parent.name, len(number)), p))  # fmt: skip
         if not files:
             raise ValueError(f"{folder} holds no results.json, nor do the folders in it: run experiments.run or .sweep first")
         for file in files:
-            run = json.loads(file.read_text())
+            run = json.loads(file.read_text(encoding="utf-8"))
             name = re.sub(r"-s\d+$", "", file.parent.name)
             key = (file.parent.parent, name, run["dataset"], run.get("train_category"), run.get("variant"), run.get("method"))
             entries.setdefault(key, Entry(name, [])).runs.append(run)
@@ -124,22 +129,41 @@ def cells(entries: list[Entry]) -> list[list[str]]:
     return rows
 
 
+def filled(entries: list[Entry]) -> list[list[str]]:
+    """Header and rows without the columns in which no row has a value."""
+    rows = [header(entries), *cells(entries)]
+    kept = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
+    return [list(row) for row in zip(*kept, strict=True)]
+
+
 def markdown(entries: list[Entry]) -> str:
-    rows = [header(entries), ["---"] * len(header(entries)), *cells(entries)]
+    head, *rows = filled(entries)
+    rows = [head, ["---"] * len(head), *([_markdown_text(cell) for cell in row] for row in rows)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def _markdown_text(cell: str) -> str:
+    """Names as text: no cell or line of their own, no tags, no links, no emphasis; `a_b` stays legible."""
+    cell = html.escape(one_line(cell), quote=False)
+    return re.sub(r"([\\`*\[\]|]|^_|_$|(?<=\W)_|_(?=\W))", r"\\\1", cell)
+
+
 def write_csv(entries: list[Entry], path: Path) -> None:
-    """A line for each run, category and metric: for those who make their own tables."""
-    with path.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["row", "dataset", "protocol", "variant", "method", "seed", "category", *METRICS])
-        for entry in entries:
-            for run in entry.runs:
-                for name, values in [*run["categories"].items(), ("mean", run["mean"])]:
-                    numbers = ["" if values.get(m) is None else f"{values[m]:.6f}" for m in METRICS]
-                    about = [run["dataset"], entry.protocol, run["variant"], run.get("method", "gsclip"), run["seed"], name]
-                    out.writerow([entry.name, *about, *numbers])
+    """A line for each run, category and metric: for those who make their own tables. Names are written by `names.csv_text`."""
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    out.writerow([*CSV_HEAD, *METRICS])
+    for entry in entries:
+        for run in entry.runs:
+            for name, values in [*run["categories"].items(), ("mean", run["mean"])]:
+                numbers = ["" if values.get(m) is None else f"{values[m]:.6f}" for m in METRICS]
+                about = [run["dataset"], entry.protocol, run["variant"], run.get("method", "gsclip"), run["seed"], name]
+                out.writerow([csv_text(str(cell)) for cell in (entry.name, *about)] + numbers)
+    write_atomic(path, text.getvalue().encode())
+
+
+def shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
 
 
 def plot(entries: list[Entry]) -> bytes:
@@ -158,7 +182,8 @@ def plot(entries: list[Entry]) -> bytes:
         panel.set_title(TITLES[metric], fontsize=10)
         panel.grid(axis="x", color="#ddd")
         panel.set_axisbelow(True)
-    panels[0].set_yticks(range(len(entries)), [entry.name for entry in entries])
+    labels = [shortened(one_line(entry.name)) for entry in entries]
+    panels[0].set_yticks(range(len(entries)), labels, parse_math=False)  # a name with dollar signs is no formula
     panels[0].invert_yaxis()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
@@ -169,16 +194,17 @@ def page(entries: list[Entry]) -> str:
     from experiments.report import STYLE
 
     table = lambda rows, tag: "".join(  # noqa: E731
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<{tag}>{html.escape(one_line(cell))}</{tag}>" for cell in row) + "</tr>" for row in rows
     )
+    head, *rows = filled(entries)
     picture = base64.b64encode(plot(entries)).decode()
     rings = " Rings: published values." if any(entry.published() for entry in entries) else ""
     return (
-        f"<!doctype html><meta charset=utf-8><title>GS-CLIP runs</title><style>{STYLE}body{{max-width:1400px}}</style>"
+        f"{PAGE_HEAD}<style>{STYLE}body{{max-width:1400px}}</style>"
         "<h1>Runs</h1><p>Per cent, mean over the test categories; with several seeds, mean ± standard deviation over them. "
         f"A published number stands beside a row of the same method, data set and protocol, nowhere else.{rings}</p>"
         f'<img alt="the table as dots" src="data:image/png;base64,{picture}">'
-        f"<table>{table([header(entries)], 'th')}{table(cells(entries), 'td')}</table>"
+        f"<table>{table([head], 'th')}{table(rows, 'td')}</table>"
     )
 
 
@@ -186,14 +212,17 @@ def write(folders: list[Path], out: Path) -> str:
     """Writes the three files into `out`; returns the markdown.
 
     Raises:
-      ValueError: of `collect`.
+      ValueError: of `collect`, or `out` holds a file of these names that this command did not make; nothing is written then.
     """
     entries = collect(folders)
+    begins = {"table.md": "| row | data set | ", "table.csv": ",".join(CSV_HEAD), "table.html": PAGE_HEAD}
+    for name, start in begins.items():
+        refuse_foreign(out / name, start)
+    text, whole = markdown(entries), page(entries)
     out.mkdir(parents=True, exist_ok=True)
-    text = markdown(entries)
-    (out / "table.md").write_text(text)
+    write_atomic(out / "table.md", text.encode())
     write_csv(entries, out / "table.csv")
-    (out / "table.html").write_text(page(entries))
+    write_atomic(out / "table.html", whole.encode())
     return text
 
 

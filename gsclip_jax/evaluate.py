@@ -18,6 +18,7 @@ import numpy as np
 
 from gsclip_jax import metrics
 from gsclip_jax.method import Method, Params, Scores, Stats
+from gsclip_jax.names import csv_text, file_part
 from gsclip_jax.sharding import put_batch
 from gsclip_jax.writer import Progress
 
@@ -91,8 +92,8 @@ def _regions(mask: np.ndarray, xyz: np.ndarray, organised: bool) -> np.ndarray:
 
 
 def object_file(folder: str | Path, row: dict) -> Path:
-    """Where the scores of an index row lie."""
-    return Path(folder) / row["category"] / f"{row['name']}.npz"
+    """Where the scores of an index row lie: in the folder, whatever category and scan are called."""
+    return Path(folder) / file_part(row["category"]) / f"{file_part(row['name'])}.npz"
 
 
 def _local(array: jax.Array) -> np.ndarray:
@@ -168,15 +169,21 @@ def mean(tables: dict[str, dict]) -> dict[str, float | None]:
 
 
 def write_scores(index: Sequence[dict], folder: str | Path, path: str | Path) -> None:
-    """scores.csv: one row an object, with its score and the largest point score."""
-    with Path(path).open("w", newline="") as file:
+    """scores.csv, whole or not at all: one row an object, with its score and the largest point score.
+
+    Names that a spreadsheet would compute have an apostrophe before them; `names.csv_name` takes it off.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["category", "name", "defect", "label", "score", "max_point_score"])
         for row in index:
             found = _read(object_file(folder, row))
             most = found["points"][found["valid"]].max()
-            writer.writerow([row["category"], row["name"], row["defect"], int(found["label"]),
-                             f"{float(found['object']):.6f}", f"{float(most):.6f}"])  # fmt: skip
+            named = [csv_text(row[key]) for key in ("category", "name", "defect")]
+            writer.writerow([*named, int(found["label"]), f"{float(found['object']):.6f}", f"{float(most):.6f}"])
+    temporary.replace(path)
 
 
 def write_json(path: str | Path, value: dict) -> None:

@@ -1,5 +1,6 @@
 """From score files to metrics: by hand, resumed, padded, undefined."""
 
+import csv
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from gsclip_jax import evaluate
 from gsclip_jax.method import Scores
+from gsclip_jax.names import csv_name
 from tests import tiny
 
 
@@ -136,3 +138,19 @@ def test_defective_objects_without_marks_count_for_object_metrics_alone(mesh, tm
     unmarked = evaluate.tabulate([row | {"labelled": not row["label"]} for row in rows], tmp_path)["a"]
     assert unmarked["o_auroc"] == marked["o_auroc"] == 1 and marked["p_auroc"] == 1
     assert unmarked["p_auroc"] is None and unmarked["p_pro"] is None and unmarked["n_defective"] == marked["n_defective"]
+
+
+def test_names_are_text_in_scores_csv_and_stay_in_the_folder(tmp_path):
+    hostile = ["..", "/etc/passwd", "../../up", "=cmd|' /C calc'!A0", "<script>", "a,\"b\"\nc", "-1+2"]
+    rows = [{"object_index": i, "category": name, "name": name, "defect": "@x", "label": 1} for i, name in enumerate(hostile)]
+    folder = tmp_path / "eval"
+    for row in rows:
+        path = evaluate.object_file(folder, row)
+        assert path.resolve().parents[1] == folder.resolve()
+        evaluate._write(path, points=np.ones(2, np.float32), valid=np.ones(2, bool), object=np.float32(0.5), label=1)
+    evaluate.write_scores(rows, folder, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [csv_name(row["category"]) for row in found] == [csv_name(row["name"]) for row in found] == hostile
+    assert all(value[0] not in "=+-@\t\r" for row in found for value in row.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval", "scores.csv"]
