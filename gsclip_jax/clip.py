@@ -82,6 +82,8 @@ class ClipConfig:
             problems.append(f"activation {self.activation!r} is not one of {sorted(ACTIVATIONS)}")
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype {self.dtype!r} is not 'float32' or 'bfloat16'")
+        if not isinstance(self.remat, bool):
+            problems.append(f"remat {self.remat!r:.40} is not true or false")
         for name in ("sos", "eos", "dot", "pad"):
             if not 0 <= getattr(self, name) < self.vocab:
                 problems.append(f"token id {name} {getattr(self, name)} is not in 0..{self.vocab - 1} (vocab)")

@@ -56,14 +56,14 @@ def of_json(document, rng: np.random.Generator):
             parent, key = node, list(node)[rng.integers(len(node))] if isinstance(node, dict) else int(rng.integers(len(node)))
             node = parent[key]
         if parent is None:
-            return ODD[rng.integers(len(ODD))]
+            return copy.deepcopy(ODD[rng.integers(len(ODD))])
         kind = rng.integers(5)
         if kind == 0:
             del parent[key]
         elif kind == 1 and isinstance(parent, dict):
             parent["<script>" if rng.random() < 0.5 else key + "_"] = parent.pop(key)
         else:
-            parent[key] = ODD[rng.integers(len(ODD))]
+            parent[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
     return document
 
 

@@ -34,6 +34,7 @@ BYTES, JSON, ZIP, TENSORS = mutations.of_bytes, mutations.of_json_text, mutation
 SMALL = ClipConfig(image_size=16, patch=8, vision_width=16, vision_layers=1, vision_heads=1, embed_dim=8, text_width=16,
                    text_layers=1, text_heads=1, vocab=20, context=9, vv_blocks=1, sos=18, eos=19, dot=3)  # fmt: skip
 rng = np.random.default_rng(0)
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # of archives damaged on purpose
 
 
 @dataclass

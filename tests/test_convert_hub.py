@@ -132,3 +132,25 @@ def test_repositories_without_weights_are_refused():
         "merges.txt",
         "pytorch_model.bin",
     ]
+
+
+@pytest.mark.parametrize("kind", ["alone", "timm", "both"])
+def test_repositories_of_open_clip(server, monkeypatch, kind):
+    """open_clip's files where there is no transformers model; with one, that one."""
+    _, cache = server
+    ours = {"open_clip_config.json": b"{}", "open_clip_model.safetensors": b"these", "open_clip_pytorch_model.bin": b"again"}
+    for name, body in ours.items():
+        monkeypatch.setitem(FILES, name, body)
+    if kind == "timm":
+        monkeypatch.setitem(FILES, "config.json", b'{"architecture": "vit_base_patch16_clip_224"}')
+        monkeypatch.setitem(FILES, "model.safetensors", b"of the picture tower alone")
+    elif kind == "alone":
+        for name in ("config.json", "model.safetensors.index.json", "pytorch_model.bin"):
+            monkeypatch.delitem(FILES, name)
+    folder, _ = huggingface.fetch("owner/clip", cache_dir=cache)
+    fetched = {file.name for file in folder.iterdir()}
+    if kind == "both":
+        assert "model-00001-of-00002.safetensors" in fetched and not fetched & set(ours)
+    else:
+        assert fetched - {"config.json"} == {"open_clip_config.json", "open_clip_model.safetensors", "merges.txt", "vocab.json"}
+    assert huggingface.fetch("owner/clip", COMMIT, cache_dir=cache) == (folder, COMMIT)

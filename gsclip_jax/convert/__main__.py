@@ -69,10 +69,10 @@ def _run(options: argparse.Namespace) -> int:
     said = Said(options.activation, options.heads, options.mean, options.std, options.config)
     converted, state, tokenizer = convert_source(options.source, revision=options.revision, cache_dir=options.cache_dir,
                                                  progress=show_progress, said=said)
-    print("\n".join(map(plain, _report(state))))
     if options.sha256 and options.sha256.lower() not in state.sha256.values():
         raise WeightsError(f"{state.path}: SHA-256 is {', '.join(state.sha256.values())}, not the one asked for")
-    _write(options.to, converted, tokenizer, options.dtype)
+    lines = _write(options.to, converted, tokenizer, options.dtype)
+    print("\n".join(map(plain, [*_report(state), *lines])))  # when all is done: nobody may be reading
     return 0
 
 
@@ -86,7 +86,8 @@ def _check_target(folder: Path) -> None:
         raise WeightsError(f"{folder}: holds other files ({', '.join(sorted(others)[:3])}); --to names a new directory")
 
 
-def _write(folder: Path, converted: Converted, tokenizer: Path | None, dtype: str) -> None:
+def _write(folder: Path, converted: Converted, tokenizer: Path | None, dtype: str) -> list[str]:
+    """Lines about what was written."""
     companions = []
     if tokenizer is not None:
         sources = [tokenizer] if tokenizer.is_file() else [tokenizer / name for name in huggingface.TOKENIZER]
@@ -101,12 +102,11 @@ def _write(folder: Path, converted: Converted, tokenizer: Path | None, dtype: st
     copied = [copy_beside(source, folder).name for source in companions if not (folder / source.name).exists()]
     copied += [source.name for source in companions if source.name not in copied]
     numbers = {name: sum(leaf.size for leaf in flatten(group).values()) for name, group in converted.params.items()}
-    print(f"{converted.kind}: " + ", ".join(f"{name} {count:,} parameters" for name, count in numbers.items()))
-    for line in _unused(converted.unused):
-        print(f"unused: {plain(line, 200)}")
+    lines = [f"{converted.kind}: " + ", ".join(f"{name} {count:,} parameters" for name, count in numbers.items())]
+    lines += [f"unused: {plain(line, 200)}" for line in _unused(converted.unused)]
     if "clip" in converted.params:
-        print("tokenizer: " + (", ".join(copied) or "none beside the weights; name one in the configuration"))
-    print(plain(f"written: {folder} ({dtype}, content {sha256})"))
+        lines.append("tokenizer: " + (", ".join(copied) or "none beside the weights; name one in the configuration"))
+    return [*lines, f"written: {folder} ({dtype}, content {sha256})"]
 
 
 def _unused(names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ def _load_sharded(index: Path, progress: Progress | None) -> State:
     if any(not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(INDEX) for shard in places.values()):
         raise WeightsError(f"{index}: names a shard outside of its own directory")
     shards = sorted(set(places.values()))
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    absent = [shard for shard in shards if not os.path.isfile(index.parent / shard)]  # False for impossible names, too
     if absent:
         raise WeightsError(f"{index}: shards are missing: {listed(absent)}; fetch the whole directory")
     whole = State(index, "", {}, {index.name: sha256_file(index)})

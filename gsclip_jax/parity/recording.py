@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
 import re
+import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -17,6 +17,9 @@ import numpy as np
 
 from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert import fusion_names, openai_names, pointnet2_names
+from gsclip_jax.convert.documents import read_json
+from gsclip_jax.convert.keys import WeightsError
+from gsclip_jax.convert.unpickle import DAMAGED
 from gsclip_jax.gddm import GddmConfig
 from gsclip_jax.gsclip import GsClip, GsClipConfig, Switches
 from gsclip_jax.parity.weights import agrees, normal_input, weight
@@ -26,7 +29,7 @@ ITEMS = "abcdefghijklmnop"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
-class ParityError(ValueError):
+class ParityError(WeightsError):
     """A directory that cannot be checked. One line: what is wrong, where, what to do."""
 
 
@@ -61,11 +64,7 @@ class Recording:
         self._files: dict[str, Any] = {}
 
     def json(self, name: str) -> Any:
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ParityError(f"{path}: cannot be read ({error}); name a directory of recorded arrays") from error
+        return read_json(self.folder / name, "directory of recorded arrays", ParityError)
 
     # ---- which item an array belongs to
 
@@ -109,9 +108,10 @@ class Recording:
         if file not in self._files:
             path = self.folder / file
             try:
+                _fits(path)
                 with np.load(path, allow_pickle=False) as arrays:
                     self._files[file] = {name: arrays[name] for name in arrays.files}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            except (*DAMAGED, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
                 raise ParityError(f"{path}: cannot be read ({error}); the directory is incomplete") from error
         return self._files[file]
 
@@ -151,6 +151,18 @@ class Recording:
         if not candidates:
             raise ParityError(f"{self.folder}: no input {leaf!r} for {entry.name}")
         return candidates[0]
+
+
+def _fits(path: Path) -> None:
+    """Raises ValueError where an array claims more than its part of the archive can hold: numpy takes the memory first."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                shape, _, dtype = readers[np.lib.format.read_magic(member)](member)
+            # deflate makes a byte of at most 1032
+            if math.prod(shape) * dtype.itemsize > min(entry.file_size, 1032 * (entry.compress_size + 1)):
+                raise ValueError(f"{entry.filename} claims to be {shape} {dtype}")
 
 
 def split_name(name: str) -> tuple[str, str]:
