@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from .batch import Batch
 from .datasets import DataError
 from .datasets.base import no_defective
-from .objects import own_neighbours
+from .objects import Recipe, own_neighbours
 from .records import RecordSet
 from .tfds_records import open_tfds, quiet
 
@@ -21,6 +22,7 @@ for _kind in ("GPU", "TPU"):
 
 THREADS = 2  # of the pipeline; the rest of the machine trains
 AHEAD = 2  # batches ready in advance
+TEXTS = ("name", "category", "defect")
 
 
 def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed: int, start_step: int = 0, process_index: int = 0,
@@ -100,14 +102,10 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
         if not os.path.isfile(path):
             raise DataError(f"{path} is missing; delete {records.dir} and run again")
     shards = tf.constant(paths)
-    own = tf.constant(own_neighbours(records.recipe.points, records.recipe.neighbours))
+    read = decoder(features, records.recipe)
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = features.deserialize_example(example)
-        near = record["neighbours"]
-        record["neighbours"] = tf.cond(tf.size(near) > 0, lambda: near, lambda: tf.cast(own, near.dtype))
-        record["neighbours"].set_shape(own.shape)  # rows that are batched together have to be as long
-        return {name: value for name, value in record.items() if name not in ("name", "category", "defect")}
+        return {name: value for name, value in read(example).items() if name not in TEXTS}
 
     data = rows.flat_map(lambda row: tf.data.TFRecordDataset(shards[row]))
     with quiet():
@@ -117,6 +115,21 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
     options.threading.private_threadpool_size = THREADS
     options.threading.max_intra_op_parallelism = 1
     return map(lambda stored: unpack(stored, records), data.with_options(options).as_numpy_iterator())
+
+
+def decoder(features: tfds.features.FeaturesDict, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The one way in which a stored record becomes its fields, with the neighbours that organised ones do not keep (`objects.pack`):
+    all rows that are batched together are as long. Works on tensors and inside `tf.data`."""
+    own = tf.constant(own_neighbours(recipe.points, recipe.neighbours))
+
+    def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
+        record = features.deserialize_example(example)
+        near = record["neighbours"]
+        record["neighbours"] = tf.cond(tf.size(near) > 0, lambda: near, lambda: tf.cast(own, near.dtype))
+        record["neighbours"].set_shape(own.shape)
+        return record
+
+    return decode
 
 
 def unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:

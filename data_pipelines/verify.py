@@ -108,13 +108,14 @@ def _against_checksums(records: RecordSet, content: dict, report: Report, progre
 
 def _read(records: RecordSet, report: Report, progress, draw: bool) -> None:
     """Reads every record as the models do; keeps the few of the contact sheets."""
-    from .input import tf, unpack  # TensorFlow: seconds to import
+    from .input import TEXTS, decoder, tf, unpack  # TensorFlow: seconds to import
     from .tfds_records import open_tfds, quiet
 
     features, paths = open_tfds(records.dir)
     if len(paths) != len(records.index):
         report.problems.append(f"{records.dir}: {len(paths)} records for the {len(records.index)} objects of {INDEX}")
         return
+    decode = decoder(features, records.recipe)
     categories = report.counts if draw else ()
     shown = {row for name in categories for row in sheets.choose(records.index, records.rows(name).tolist())}
     drawn: dict[int, dict[str, np.ndarray]] = {}
@@ -124,8 +125,8 @@ def _read(records: RecordSet, report: Report, progress, draw: bool) -> None:
         try:
             (example,) = tf.data.TFRecordDataset(path).as_numpy_iterator()  # a file, a record
             with quiet():
-                stored = {name: value.numpy() for name, value in features.deserialize_example(example).items()}
-            said = [stored.pop(name).decode() for name in ("name", "category", "defect")]
+                stored = {name: value.numpy() for name, value in decode(example).items()}
+            said = [stored.pop(name).decode() for name in TEXTS]
             fields = unpack({name: np.asarray(value)[None] for name, value in stored.items()}, records)
             check(fields)
             if (*said, int(stored["label"]), int(stored["object_index"])) != (

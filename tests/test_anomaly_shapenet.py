@@ -11,20 +11,26 @@ from data_pipelines.datasets import DataError, open_reader
 from .scans import ellipsoid, write_pcd
 
 
+def write_class(root, cls, kinds, seed=0):
+    """A class in the published layout; label rows turned round, commas."""
+    for k in range(2):
+        write_pcd(root / cls / "train" / f"{cls}_template{k}.pcd", ellipsoid(500, 50 + k)[0])
+    for i, kind in enumerate(kinds):
+        bump = not kind.startswith("positive")
+        xyz, mask = ellipsoid(500, seed + i, bump)
+        write_pcd(root / cls / "test" / f"{cls}_{kind}.pcd", xyz)
+        if bump:
+            (root / cls / "GT").mkdir(exist_ok=True)
+            rows = np.column_stack([xyz.astype(np.float32), mask])[::-1]
+            np.savetxt(root / cls / "GT" / f"{cls}_{kind}.txt", rows, fmt="%.9g,%.9g,%.9g,%.1f")
+
+
 @pytest.fixture
 def root(tmp_path):
-    """Two classes in the published layout, under a path with spaces and accents; label rows turned round, commas."""
+    """Two classes, under a path with spaces and accents."""
     root = tmp_path / "Prüf Daten" / "dataset" / "pcd"
     for c, cls in enumerate(("vase0", "phone stand1")):
-        for k in range(2):
-            write_pcd(root / cls / "train" / f"{cls}_template{k}.pcd", ellipsoid(500, 50 + k)[0])
-        for i, kind in enumerate(("positive0", "positive10", "positive2", "concavity0", "crak1")):
-            xyz, mask = ellipsoid(500, 10 * c + i, bump=i > 2)
-            write_pcd(root / cls / "test" / f"{cls}_{kind}.pcd", xyz)
-            if i > 2:
-                (root / cls / "GT").mkdir(exist_ok=True)
-                rows = np.column_stack([xyz.astype(np.float32), mask])[::-1]
-                np.savetxt(root / cls / "GT" / f"{cls}_{kind}.txt", rows, fmt="%.9g,%.9g,%.9g,%.1f")
+        write_class(root, cls, ("positive0", "positive10", "positive2", "concavity0", "crak1"), 10 * c)
     (root.parent / "obj" / "vase0").mkdir(parents=True)
     return root
 
