@@ -67,6 +67,15 @@ def _runs(text: str) -> list[tuple[str, str]]:
     return runs
 
 
+def legible(text: str) -> tuple[str, list[str]]:
+    """The text with its escapes, and the font families matplotlib draws it with, in the order to try them."""
+    from matplotlib.font_manager import FontProperties
+
+    runs = _runs(text)
+    names = [FontProperties(fname=path).get_name() for path in [_own(), *(path for path, _ in runs)]]
+    return "".join(piece for _, piece in runs), list(dict.fromkeys(names))
+
+
 @functools.cache
 def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
@@ -85,7 +94,7 @@ def draw(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: 
         x += _font(path, size).getlength(piece)
 
 
-def wrapped(text: str, size: int, pixels: float, most: int = 4) -> list[str]:
+def wrapped(text: str, size: int, pixels: float, most: int = 8) -> list[str]:
     """The text in lines of at most that many pixels, broken after blanks and signs where it can be; what is beyond `most` lines
     is left out of the middle, `…` in its place. Line ends within the text begin lines as well."""
     lines = [line for part in text.split("\n") for line in _broken(part, size, pixels)]

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from . import lettering
 from .objects import write_atomic
 
 WIDTH = 1500  # pixels
 LARGEST = 300  # side of a picture, pixels
 OBJECTS = 4
 CAPTION = 24  # pixels
+TEXT = 15  # pixels
 RED = (230, 30, 30)
 
 
@@ -41,10 +43,11 @@ def write(path: Path, objects: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -
     columns = max(len(fields["render"]) + ("rgb" in fields) for _, fields in objects)
     side = min(LARGEST, WIDTH // columns)
     sheet = Image.new("RGB", (columns * side, len(objects) * (2 * side + CAPTION)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen = ImageDraw.Draw(sheet)
     for place, (caption, fields) in enumerate(objects):
         top = place * (2 * side + CAPTION)
-        pen.text((4, top + 3), caption, "black", font)
+        line = lettering.wrapped(caption, TEXT, sheet.width - 8)[0]
+        lettering.draw(pen, (4, top + CAPTION - 7), line, TEXT)
         for view, (render, depth, mask) in enumerate(zip(fields["render"], fields["depth"], fields["view_mask"], strict=True)):
             sheet.paste(_picture(tinted(render, mask), side), (view * side, top + CAPTION))
             sheet.paste(_picture(np.repeat(depth[..., None], 3, -1), side), (view * side, top + CAPTION + side))

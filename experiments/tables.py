@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines import lettering
 from data_pipelines.objects import write_atomic
 from experiments.outputs import refuse_foreign
 from experiments.published import METHODS, METRICS, MODULES, ROWS
@@ -182,8 +183,10 @@ def plot(entries: list[Entry]) -> bytes:
         panel.set_title(TITLES[metric], fontsize=10)
         panel.grid(axis="x", color="#ddd")
         panel.set_axisbelow(True)
-    labels = [shortened(one_line(entry.name)) for entry in entries]
-    panels[0].set_yticks(range(len(entries)), labels, parse_math=False)  # a name with dollar signs is no formula
+    labels = [lettering.legible(shortened(entry.name)) for entry in entries]
+    families = list(dict.fromkeys(name for _, names in labels for name in names))
+    names = [label for label, _ in labels]
+    panels[0].set_yticks(range(len(entries)), names, parse_math=False, fontfamily=families)  # dollar signs make no formula
     panels[0].invert_yaxis()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

@@ -117,7 +117,7 @@ def test_labels_are_whole_and_inside():
     assert lettering.wrapped("short", 17, 260) == ["short"]
     long = lettering.wrapped("a_rather_long_name_of_a_part_" * 3, 17, 260)
     assert all(lettering.width(line, 17) <= 260 for line in long) and "".join(long) == "a_rather_long_name_of_a_part_" * 3
-    assert lettering.wrapped("x" * 1000, 17, 260)[2] == "…"
+    assert lettering.wrapped("x" * 1000, 17, 260)[4] == "…"
     panel = np.zeros((20, 20, 3), np.uint8)
     sheet = pictures.sheet([[panel, panel]], ["rendered view", "depth view"], ["y" * 400 + "\nview 1"])
     left = np.asarray(sheet)[:, : sheet.width - 2 * 140]

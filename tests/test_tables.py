@@ -2,13 +2,16 @@
 
 import csv
 import json
+import shutil
 import statistics
+import warnings
 from pathlib import Path
 
 import pytest
 
 from experiments import sweep, tables
 from experiments.published import MODULES, ROWS
+from gsclip_jax.names import csv_name, decoded
 
 
 def leave(folder: Path, values: float, **changes) -> None:
@@ -72,6 +75,50 @@ def test_three_files_with_the_difference_and_every_category(tmp_path, capsys):
     assert [row["category"] for row in rows] == ["bagel", "mean"] and rows[0]["o_auroc"] == "0.800000" and rows[0]["p_pro"] == ""
     page = (tmp_path / "out" / "table.html").read_text()
     assert "data:image/png;base64," in page and "83.6 (-3.6)" in page and "Rings: published" in page
+
+
+HOSTILE = ["<script>alert(1)</script>", "=cmd|' /C calc'!A0", "a|b", "two\nlines", "$x$", "-1", "[x](y)", "部品", "a\udcff"]
+
+
+def test_names_are_text_in_all_three_files(tmp_path):
+    mean = {"o_auroc": 0.5, "o_ap": 0.5, "p_auroc": 0.5, "p_pro": 0.5}
+    for number, name in enumerate(HOSTILE):
+        leave(tmp_path / "runs" / str(number), 0.5, dataset=name, trained_on=name, train_category=name, categories={name: mean})
+    tables.write([tmp_path / "runs"], tmp_path)
+    page = (tmp_path / "table.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "部品" in page
+    lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 + len(HOSTILE) and "<script" not in "".join(lines) and r"a\|b" in "".join(lines)
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [csv_name(row["category"]) for row in rows[::2]] == [decoded(name) for name in HOSTILE]
+    assert all(value[:1] not in tuple("=+-@\t\r") or not value for row in rows for value in row.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of matplotlib, for a sign without a letter
+        runs = tables.collect([tmp_path / "runs" / "0"])[0].runs
+        tables.plot([tables.Entry(name, runs) for name in HOSTILE])
+
+
+def test_columns_without_a_value_are_left_out(tmp_path):
+    leave(tmp_path / "a-s0", 0.5)
+    (head, *rows), page = tables.filled(tables.collect([tmp_path])), tables.page(tables.collect([tmp_path]))
+    assert "P-PRO" not in head and "P-AUROC" in head and "P-PRO</th>" not in page and all("-" not in row for row in rows)
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "table.html"])
+def test_a_file_of_the_users_stays(tmp_path, capsys, name):
+    leave(tmp_path / "runs" / "a-s0", 0.5)
+    out = tmp_path / "out"
+    command = [str(tmp_path / "runs"), "--out", str(out)]
+    assert tables.main(command) == tables.main(command) == 0
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / name).write_text("my own table")
+    capsys.readouterr()
+    assert tables.main(command) == 1
+    assert f"{name} was not written by this command and stays as it is" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "my own table"
 
 
 def test_a_folder_without_results_is_one_line(tmp_path, capsys):
