@@ -118,8 +118,8 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
 
 
 def decoder(features: tfds.features.FeaturesDict, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The one way in which a stored record becomes its fields, with the neighbours that organised ones do not keep (`objects.pack`):
-    all rows that are batched together are as long. Works on tensors and inside `tf.data`."""
+    """How a stored record becomes its fields, for every reader: with the neighbours that organised ones do not keep
+    (`objects.pack`), since rows that are batched together have to be as long. Works on tensors and inside `tf.data`."""
     own = tf.constant(own_neighbours(recipe.points, recipe.neighbours))
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
