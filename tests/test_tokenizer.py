@@ -128,3 +128,17 @@ def test_broken_files_are_told_in_one_line(folder, spoil, told):
 def test_absent_files_are_told(tmp_path):
     with pytest.raises(ValueError, match="no such tokenizer"):
         load_tokenizer(tmp_path / "nothing.txt.gz")
+
+
+def test_documents_that_bring_the_native_library_down_are_refused(tmp_path, capfd):
+    """A start token that is not described: the library's own code panics over it."""
+    from gsclip_jax.convert.load import MINI
+
+    document = json.loads((MINI / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    assert load_tokenizer(tmp_path).encode("a cup") == load_tokenizer(MINI).encode("a cup")
+    del document["post_processor"]["special_tokens"]["<start>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="tokenizer.json: cannot read or use the tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).isprintable() and capfd.readouterr().err == ""  # no native traceback either
