@@ -197,7 +197,7 @@ def page(entries: list[Entry]) -> str:
     from experiments.report import STYLE
 
     table = lambda rows, tag: "".join(  # noqa: E731
-        "<tr>" + "".join(f"<{tag}>{html.escape(one_line(cell))}</{tag}>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<{tag}>{html.escape(one_line(cell)).replace(' ± ', '&nbsp;±&nbsp;')}</{tag}>" for cell in row) + "</tr>" for row in rows
     )
     head, *rows = filled(entries)
     picture = base64.b64encode(plot(entries)).decode()
