@@ -21,7 +21,8 @@ STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em 
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}tr.mean td{font-weight:600;border-top:2px solid #888}tr.other td{color:#666}
 .pictures td:first-child{max-width:14em;padding-left:0}.pictures td,.pictures th{text-align:left;border:0}
-.pictures td,.pictures th{padding:.1em .2em}.pictures img{width:13em;display:block}td:first-child{overflow-wrap:anywhere;min-width:8em}
+.pictures td,.pictures th{padding:.1em .2em}.pictures img{width:13em;display:block}
+td:first-child{overflow-wrap:anywhere;min-width:8em}
 img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em}small{color:#666}"""
 
 

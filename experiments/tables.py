@@ -196,8 +196,9 @@ def plot(entries: list[Entry]) -> bytes:
 def page(entries: list[Entry]) -> str:
     from experiments.report import STYLE
 
+    cell = lambda text: html.escape(one_line(text)).replace(" ± ", "&nbsp;±&nbsp;")  # noqa: E731
     table = lambda rows, tag: "".join(  # noqa: E731
-        "<tr>" + "".join(f"<{tag}>{html.escape(one_line(cell)).replace(' ± ', '&nbsp;±&nbsp;')}</{tag}>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<{tag}>{cell(text)}</{tag}>" for text in row) + "</tr>" for row in rows
     )
     head, *rows = filled(entries)
     picture = base64.b64encode(plot(entries)).decode()
