@@ -38,7 +38,7 @@ class Outputs:
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path]):
-        self.folder, self.table = folder, folder / TABLE
+        self.folder, self.table, self.done = folder, folder / TABLE, 0  # scans kept by this call
         self.inputs = {key for path in inputs if (key := _identity(path))}
         there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir():
@@ -84,6 +84,7 @@ class Outputs:
                 write_atomic(self.folder / f"{name}{ending}", content)
             table[name] = {**table.get(name, {}), "scan": str(scan), "path": os.path.abspath(scan), **about, "files": listed}
             write_atomic(self.table, (json.dumps(table, indent=1) + "\n").encode())
+            self.done += 1
         return name
 
     def _name(self, scan: Path, table: dict[str, dict]) -> str:

@@ -38,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         args = parser.parse_args(arguments)
-        return 1 if predict(args.scans, args.out, args.workdir) else 0
+        try:
+            return 1 if predict(args.scans, args.out, args.workdir) else 0
+        except KeyboardInterrupt as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            return 130
 
     return guarded(work)
 
@@ -48,22 +52,19 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
 
     Raises:
       ValueError: DIR cannot be written or holds a scores.json of something else, or no such model; nothing is scored then.
-      SystemExit: 130, stopped; what was scored is written.
+      KeyboardInterrupt: stopped, saying where; what was scored is written.
     """
     from experiments.outputs import Outputs
 
-    outputs, failures, done = Outputs(out, scans), [], 0
+    outputs, failures = Outputs(out, scans), []
     scans = list({os.path.abspath(path): path for path in scans}.values())
     try:
         for failure in _scored(scans, outputs, workdir):
-            if failure is None:
-                done += 1
-            else:
+            if failure:
                 failures.append(failure)
                 print(f"error: {one_line(failure)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\nstopped: {done} of {len(scans)} scans are scored, in {one_line(str(out))}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise KeyboardInterrupt(f"stopped: {outputs.done} of {len(scans)} scans are scored, in {one_line(str(out))}") from None
     return failures
 
 
@@ -196,4 +197,8 @@ def coloured_ply(xyz: np.ndarray, colours: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 130:  # stopped while compiling, JAX ends in a segmentation fault when Python takes it down
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
