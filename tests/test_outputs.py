@@ -203,3 +203,22 @@ def test_a_stopped_call_keeps_what_is_done(tmp_path, number, moment):
     if count:
         assert list(json.loads((out / "scores.json").read_text())) == scored
         assert {path.name for path in out.iterdir()} == {"scores.json", *(f"{name}{end}" for name in scored for end in FILES)}
+
+
+def test_what_is_compiled_is_kept_where_the_user_wants_it_or_can_write(tmp_path, monkeypatch):
+    import jax
+
+    own = jax.config.jax_compilation_cache_dir
+    assert own and own in predict.keep_compiled() and jax.config.jax_compilation_cache_dir == own
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(scan(tmp_path / "file")))
+        assert "every time" in predict.keep_compiled() and jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        kept_in = tmp_path / "cache" / "gsclip_jax" / "xla"
+        assert predict.keep_compiled() == f"compiling the model (once; kept in {kept_in})" and kept_in.is_dir()
+        assert jax.config.jax_compilation_cache_dir == str(kept_in)
+        scan(kept_in / "jit_predict-0-cache")
+        assert "taking the compiled model" in predict.keep_compiled()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", own)
