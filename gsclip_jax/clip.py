@@ -21,6 +21,7 @@ from flax import nnx
 
 from gsclip_jax.clip_blocks import ACTIVATIONS, Block, Draw, LayerNorm, run_blocks
 from gsclip_jax.convert.keys import check_keys
+from gsclip_jax.precision import product
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,8 +32,9 @@ class ClipConfig:
     """Sizes, special token ids and image normalisation of a CLIP; defaults are OpenAI's ViT-L/14@336.
 
     `vv_blocks` counts the last vision blocks that have the V-V path (the authors' DPAM_layer = k means k - 1 of them).
-    `dtype` is what the towers compute in: 'float32' or 'bfloat16' (parameters, softmax and LayerNorm statistics stay
-    float32). `remat` recomputes each block in the backward pass.
+    `dtype` is what the vision tower computes in: 'float32' or 'bfloat16' (parameters, LoRA, softmax and LayerNorm statistics
+    stay float32). The text tower, which learned prompts pass, always computes in float32: it has a few short texts to encode.
+    `remat` recomputes each block in the backward pass.
     """
 
     image_size: int = 336
@@ -159,10 +161,11 @@ class Vision(nnx.Module):
         x = x.reshape(batch, rows, p, columns, p, 3)
         kernel, positions = self.patch_embed[...].astype(x.dtype), self.positions(rows, columns).astype(x.dtype)
         if keep is None:
-            x = jnp.einsum("brpsqc,pqcw->brsw", x, kernel).reshape(batch, -1, width) + positions[1:]
+            x = product("brpsqc,pqcw->brsw", x, kernel).reshape(batch, -1, width) + positions[1:]
         else:  # chosen before they are embedded: no work, and no gradient to scatter, for the others
             x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, p * p * 3)
-            x = jnp.take_along_axis(x, keep[..., None], 1) @ kernel.reshape(-1, width) + positions[1:][keep]
+            x = jnp.take_along_axis(x, keep[..., None], 1)
+            x = product("bkc,cw->bkw", x, kernel.reshape(-1, width)) + positions[1:][keep]
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype) + positions[0], (batch, 1, width))
         return self.ln_pre(jnp.concatenate([first, x], 1))
 
@@ -179,7 +182,7 @@ class Vision(nnx.Module):
 
     def project(self, x: jax.Array) -> jax.Array:
         """[...,width] -> [...,E] through ln_post and the projection."""
-        return self.ln_post(x) @ self.proj[...].astype(x.dtype)
+        return product("...w,we->...e", self.ln_post(x), self.proj[...].astype(x.dtype))
 
 
 class Text(nnx.Module):
@@ -329,7 +332,7 @@ def embed_tokens(clip: Clip, ids: jax.Array) -> jax.Array:
 
 
 def encode_text(clip: Clip, embeds: jax.Array, eot: jax.Array, deep: jax.Array | None = None) -> jax.Array:
-    """Embedded prompts [...,T,W] -> text features [...,E] at the positions `eot`, not normalised.
+    """Embedded prompts [...,T,W] -> text features [...,E] at the positions `eot`, not normalised. All in float32.
 
     Args:
       embeds: T may be less than the context: the tower is causal, so tokens behind the end-of-text token do not matter.
@@ -345,15 +348,15 @@ def encode_text(clip: Clip, embeds: jax.Array, eot: jax.Array, deep: jax.Array |
         raise ValueError(f"prompts of {length} tokens; the text tower holds {cfg.context}")
     if deep is not None and deep.shape[0] > cfg.text_layers - 1:
         raise ValueError(f"deep prompts for {deep.shape[0]} blocks; the text tower takes {cfg.text_layers - 1}")
-    x = (embeds + clip.text.pos_embedding[:length]).astype(cfg.dtype).reshape(-1, length, width)
+    x = (embeds + clip.text.pos_embedding[:length]).astype(jnp.float32).reshape(-1, length, width)
     causal = jnp.tril(jnp.ones((length, length), bool))
     features = run_blocks(clip.text.blocks, x, remat=cfg.remat, layers=(cfg.text_layers,), mask=causal, deep=deep)
     eot = jnp.broadcast_to(eot, tuple(leading)).reshape(-1)
     last = jnp.take_along_axis(features.last, eot[:, None, None], axis=1)[:, 0]
-    text = clip.text.ln_final(last) @ clip.text.proj[...].astype(last.dtype)
+    text = product("bw,we->be", clip.text.ln_final(last), clip.text.proj[...])
     return text.reshape(*leading, -1)
 
 
 def encode_tokens(clip: Clip, ids: jax.Array) -> jax.Array:
-    """Token ids int [...,T] -> text features [...,E] at the first end-of-text token, not normalised."""
+    """Token ids int [...,T] -> text features float32 [...,E] at the first end-of-text token, not normalised."""
     return encode_text(clip, embed_tokens(clip, ids), jnp.argmax(ids == clip.cfg.eos, axis=-1))

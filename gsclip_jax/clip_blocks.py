@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gsclip_jax.lora import lora_delta
+from gsclip_jax.precision import product
 
 EPSILON = 1e-5  # of every LayerNorm in CLIP; the NNX default is 1e-6
 
@@ -54,11 +55,11 @@ class LayerNorm(nnx.Module):
 
 def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; softmax in float32; `mask_tt` false where it is forbidden."""
-    scores = jnp.einsum("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
+    scores = product("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
     if mask_tt is not None:
         scores = jnp.where(mask_tt, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bthd.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, v_bthd)
+    return product("bhts,bshd->bthd", weights, v_bthd)
 
 
 class Attention(nnx.Module):
@@ -72,12 +73,12 @@ class Attention(nnx.Module):
         self.out_bias = nnx.Param(jnp.zeros((layers, width)))
 
     def project_in(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        qkv = jnp.einsum("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
+        qkv = product("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
         qkv = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None]
         return qkv[0], qkv[1], qkv[2]
 
     def project_out(self, mixed_bthd: jax.Array) -> jax.Array:
-        y = jnp.einsum("bthd,hdw->btw", mixed_bthd, self.out_kernel[...].astype(mixed_bthd.dtype))
+        y = product("bthd,hdw->btw", mixed_bthd, self.out_kernel[...].astype(mixed_bthd.dtype))
         return y + self.out_bias[...].astype(y.dtype)
 
 
@@ -92,13 +93,13 @@ class Mlp(nnx.Module):
         self.proj_bias = nnx.Param(jnp.zeros((layers, width)))
 
     def __call__(self, x: jax.Array, lora: LoraStep | None) -> jax.Array:
-        y = x @ self.fc_kernel[...].astype(x.dtype) + self.fc_bias[...].astype(x.dtype)
+        y = product("btw,wf->btf", x, self.fc_kernel[...].astype(x.dtype)) + self.fc_bias[...].astype(x.dtype)
         if lora is not None:
-            y = y + lora.delta("fc", x)
+            y = (y + lora.delta("fc", x)).astype(x.dtype)
         y = ACTIVATIONS[self.activation](y)
-        z = y @ self.proj_kernel[...].astype(y.dtype) + self.proj_bias[...].astype(y.dtype)
+        z = product("btf,fw->btw", y, self.proj_kernel[...].astype(y.dtype)) + self.proj_bias[...].astype(y.dtype)
         if lora is not None:
-            z = z + lora.delta("proj", y)
+            z = (z + lora.delta("proj", y)).astype(y.dtype)
         return z
 
 
@@ -177,7 +178,7 @@ def run_blocks(
       vv_start: 0-based first block of the V-V path; None for no such path.
       mask: bool [T,T], false where attention is forbidden (original path only).
       lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; dropout on its input only with a `dropout_key`.
-      deep: [n,K,W]; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
+      deep: [n,K,W] in x's dtype; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
     """
     graph, state = nnx.split(blocks)
     depth = blocks.ln_1.scale.shape[0]
@@ -186,7 +187,7 @@ def run_blocks(
     wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
     if deep is not None:
         n = deep.shape[0]
-        deep = jnp.pad(deep, ((1, depth - 1 - n), (0, 0), (0, 0))).astype(x.dtype)  # a row for each block
+        deep = jnp.pad(deep, ((1, depth - 1 - n), (0, 0), (0, 0)))  # a row for each block
 
     def step(carry, inputs):
         x, second, kept = carry

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gsclip_jax.precision import product
 from gsclip_jax.srm import unit
 
 
@@ -63,15 +64,15 @@ def init_gddm(key: jax.Array, cfg: GddmConfig = DEFAULT) -> dict:
 
 def outlier_scores(prototypes: jax.Array, points: jax.Array) -> jax.Array:
     """s = 1 - max_j cos(f, p_j): prototypes [Q,C], points [B,N,C] -> [B,N] in [0, 2]."""
-    cosine = jnp.einsum("bnc,qc->bnq", unit(points.astype(jnp.float32)), unit(prototypes.astype(jnp.float32)))
+    cosine = product("bnc,qc->bnq", unit(points.astype(jnp.float32)), unit(prototypes.astype(jnp.float32)))
     return 1 - cosine.max(-1)
 
 
 def _attend(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
     """Multi-head self-attention without mask: [B,k,W] -> [B,k,W]."""
-    q, k, v = jnp.moveaxis(jnp.einsum("bkw,wthd->bkthd", x, params["qkv_kernel"]) + params["qkv_bias"], 2, 0)
-    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1]), axis=-1)
-    return jnp.einsum("bhqk,bkhd,hdw->bqw", weights, v, params["out_kernel"]) + params["out_bias"]
+    q, k, v = jnp.moveaxis(product("bkw,wthd->bkthd", x, params["qkv_kernel"]) + params["qkv_bias"], 2, 0)
+    weights = jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1]), axis=-1)
+    return product("bhqk,bkhd,hdw->bqw", weights, v, params["out_kernel"]) + params["out_bias"]
 
 
 def _layer_norm(params: Mapping[str, Any], x: jax.Array, eps: float) -> jax.Array:
@@ -82,9 +83,9 @@ def _layer_norm(params: Mapping[str, Any], x: jax.Array, eps: float) -> jax.Arra
 
 def aggregate(params: Mapping[str, Any], picked: jax.Array, cfg: GddmConfig) -> jax.Array:
     """Picked features [B,k,C] -> one token for each, [B,k,W]."""
-    x = picked @ params["proj"]["kernel"] + params["proj"]["bias"]
+    x = product("bkc,cw->bkw", picked, params["proj"]["kernel"]) + params["proj"]["bias"]
     x = _layer_norm(params["norm"], x + _attend(params["attn"], x), cfg.norm_eps)
-    return x + jax.nn.gelu(x @ params["ffn"]["kernel"] + params["ffn"]["bias"], approximate=False)
+    return x + jax.nn.gelu(product("bkw,wv->bkv", x, params["ffn"]["kernel"]) + params["ffn"]["bias"], approximate=False)
 
 
 def gddm(params: Mapping[str, Any], points: jax.Array, *, cfg: GddmConfig = DEFAULT,

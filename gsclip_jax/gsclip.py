@@ -166,7 +166,7 @@ class GsClip:
     def render_tokens(self, params: Params, batch: Arrays) -> jax.Array:
         """Render stream, normalised: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
         if "render_tokens" in batch:
-            return batch["render_tokens"]
+            return unit(batch["render_tokens"].astype(jnp.float32))
         return self._render_stream(params, self.images(batch["render"]))
 
     def images(self, views: jax.Array) -> jax.Array:
@@ -177,10 +177,12 @@ class GsClip:
         return preprocess_rgb(self.cfg.clip, views) if views.shape[-1] == 3 else preprocess_views(self.cfg.clip, views)
 
     def _render_stream(self, params: Params, images: jax.Array) -> jax.Array:
+        return unit(self._render_tower(params, images).astype(jnp.float32))
+
+    def _render_tower(self, params: Params, images: jax.Array) -> jax.Array:
         clip = clip_module(self.cfg.clip, {"visual": params["clip"]["visual"]})
         encoded = encode_image(clip, images, vv=True)
-        tokens = jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
-        return unit(tokens.astype(jnp.float32))
+        return jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
 
     def depth_tokens(self, params: Params, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E]."""
@@ -232,7 +234,8 @@ class GsClip:
         """Frozen parts: the render stream in both stages; in stage 2 also the text, as its prompts are in inference mode."""
         found = {}
         if self.cfg.streams != "depth" or stage == "stage1":
-            found["render_tokens"] = self.render_tokens(params, batch).astype(self.cfg.clip.dtype)
+            # As the tower gives them, in its own dtype: normalised in float32 when read, so that storing rounds nothing.
+            found["render_tokens"] = self._render_tower(params, self.images(batch["render"]))
         if stage == "stage2" and not self.cfg.switches.stage2_prompts_train:
             found["text"] = self.text(params, stats, batch["cloud"], train=False)[0]
         return found

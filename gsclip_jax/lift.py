@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-EXACT = lax.Precision.HIGHEST  # these matrices carry scores: no bfloat16 products on accelerators
+from gsclip_jax.precision import EXACT
 
 
 @functools.lru_cache(maxsize=32)

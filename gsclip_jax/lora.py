@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from gsclip_jax.precision import product, widened
+
 if TYPE_CHECKING:
     from gsclip_jax.clip import ClipConfig
 
@@ -42,17 +44,20 @@ def init_lora(key: jax.Array, cfg: ClipConfig, rank: int = 8) -> dict[str, dict[
 def lora_delta(
     factors: Mapping[str, jax.Array], x: jax.Array, *, scale: float, dropout: float = 0.0, key: jax.Array | None = None
 ) -> jax.Array:
-    """scale * (dropout(x) a) b for one layer: x[...,I], a[I,R], b[R,O] -> [...,O] in x's dtype. No key, no dropout."""
+    """scale * (dropout(x) a) b for one layer: x[...,I] in the tower's dtype, a[I,R], b[R,O] float32 -> float32 [...,O].
+
+    The factors are never rounded, and their gradients are summed in float32, whatever the tower computes in. No key, no dropout.
+    """
     if key is not None and dropout > 0:
         keep = jax.random.bernoulli(key, 1 - dropout, x.shape)
-        x = jnp.where(keep, x / (1 - dropout), 0)
-    return (x @ factors["a"].astype(x.dtype)) @ factors["b"].astype(x.dtype) * scale
+        x, scale = jnp.where(keep, x, 0), scale / (1 - dropout)  # dividing x itself would round it
+    return widened(widened(x, factors["a"]) * scale, factors["b"])
 
 
 def merge_lora(blocks: Mapping[str, Any], lora: Mapping[str, Any], scale: float = 2.0) -> dict[str, Any]:
     """Blocks of a tower with the low-rank products added to the MLP kernels; the inputs stay as they are."""
-    product = {name: scale * jnp.einsum("lir,lro->lio", lora[name]["a"], lora[name]["b"]) for name in ("fc", "proj")}
+    products = {name: scale * product("lir,lro->lio", lora[name]["a"], lora[name]["b"]) for name in ("fc", "proj")}
     mlp = dict(blocks["mlp"])
-    for name, delta in product.items():
+    for name, delta in products.items():
         mlp[f"{name}_kernel"] = mlp[f"{name}_kernel"] + delta
     return {**blocks, "mlp": mlp}

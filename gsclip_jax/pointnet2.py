@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gsclip_jax.precision import EXACT
+
 Params = Mapping[str, Any]
 
 
@@ -176,7 +178,7 @@ def interpolate(targets: jax.Array, sources: jax.Array, features: jax.Array) -> 
     index = lax.top_k(-lax.stop_gradient(distance), min(3, sources.shape[1]))[1]
     weight = 1.0 / (jnp.take_along_axis(distance, index, axis=-1) + 1e-8)
     weight = weight / weight.sum(-1, keepdims=True)
-    return jnp.einsum("brk,brkc->brc", weight, gather(features, index), precision=lax.Precision.HIGHEST)
+    return jnp.einsum("brk,brkc->brc", weight, gather(features, index), precision=EXACT)
 
 
 # ---------------------------------------------------------------- layers
@@ -185,7 +187,8 @@ def interpolate(targets: jax.Array, sources: jax.Array, features: jax.Array) -> 
 def _layer(params: Params, stats: Params, x: jax.Array, train: bool, cfg: PointNet2Config) -> tuple[jax.Array, dict]:
     """ReLU(BatchNorm(linear)) over the last axis; the statistics run over all others (batch included)."""
     dtype = jnp.dtype(cfg.dtype)
-    y = jnp.dot(x.astype(dtype), params["kernel"].astype(dtype), preferred_element_type=jnp.float32) + params["bias"]
+    kernel = params["kernel"].astype(dtype)
+    y = jnp.dot(x.astype(dtype), kernel, precision=EXACT, preferred_element_type=jnp.float32) + params["bias"]
     if train:
         axes = tuple(range(y.ndim - 1))
         count = math.prod(y.shape[:-1])

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gsclip_jax.clip import ClipConfig, clip_module, encode_image, encode_tokens, init_clip, preprocess_views
-from gsclip_jax.method import Stage
+from gsclip_jax.method import Params, Stage
 from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
+from gsclip_jax.precision import product
 from gsclip_jax.pretrain_views import PICTURES
 from gsclip_jax.similarity import TEMPERATURE, normalise
 
@@ -64,7 +65,7 @@ class ClipPretraining:
         if self.defects:
             total, terms = self._sight(head, tokens, image, batch)
         if stage == "sight":
-            found = [x @ head["rough"]["kernel"] + head["rough"]["bias"] for x in tokens]
+            found = [_linear(head["rough"], x) for x in tokens]
             rough = [roughness_loss(f, batch[name], batch[name + "_rugged"], batch[name + "_keep"], self.cfg.patch)
                      for f, name in zip(found, PICTURES, strict=True)]  # fmt: skip
             return total + sum(rough) / 2, (stats, {**terms, "rough": sum(rough) / 2})
@@ -73,31 +74,35 @@ class ClipPretraining:
         # Equal captions are equally right answers: the target spreads over them.
         same = (batch["caption"][:, None] == batch["caption"][None]).all(-1).astype(jnp.float32)
         target = same / same.sum(-1, keepdims=True)
-        logits = image @ caption.T * jnp.exp(jnp.minimum(trainable["clip"]["logit_scale"], jnp.log(100.0)))
+        logits = product("be,ce->bc", image, caption) * jnp.exp(jnp.minimum(trainable["clip"]["logit_scale"], jnp.log(100.0)))
         contrast = (_soft_cross_entropy(logits, target) + _soft_cross_entropy(logits.T, target)) / 2
         total, terms = total + 0.3 * contrast, {**terms, "contrast": contrast}
         if self.defects:
             patches = normalise(jnp.concatenate(tokens))  # [2B,K,E]
             share, sure = (jnp.concatenate([batch[name + part] for name in PICTURES]) for part in ("_mask", "_sure"))  # [2B,K]
             pair = normalise(encode_tokens(clip, batch["pair"]))[batch["pair_of"]]  # [2B,2,E]
-            logits = jnp.einsum("be,bke->bk", image, pair) / TEMPERATURE
+            logits = product("be,bke->bk", image, pair) / TEMPERATURE
             condition = cross_entropy(logits, batch["damaged"], batch["view_sure"])
-            local = patch_loss(jnp.einsum("bpe,bke->bpk", patches, pair) / TEMPERATURE, share, sure)
+            local = patch_loss(product("bpe,bke->bpk", patches, pair) / TEMPERATURE, share, sure)
             total, terms = total + 0.5 * condition + local, {**terms, "condition": condition, "local": local}
         return total, (stats, terms)
 
     @staticmethod
     def _sight(head, tokens: list[jax.Array], image: jax.Array, batch) -> tuple[jax.Array, dict]:
         """What the linear heads make of patches and of whole views."""
-        evidence = [(normalise(x) @ head["patch"]["kernel"] + head["patch"]["bias"]) / TEMPERATURE for x in tokens]
+        evidence = [_linear(head["patch"], normalise(x)) / TEMPERATURE for x in tokens]
         direct = [patch_loss(e, *given) + twin_loss(e, *given) for e, given in
                   ((e, (batch[name + "_mask"], batch[name + "_sure"])) for e, name in zip(evidence, PICTURES, strict=True))]
-        logits = (image @ head["view"]["kernel"] + head["view"]["bias"]) / TEMPERATURE
+        logits = _linear(head["view"], image) / TEMPERATURE
         whole = cross_entropy(logits, batch["damaged"], batch["view_sure"])
         return sum(direct) / 2 + 0.5 * whole, {"render": direct[0], "depth": direct[1], "whole": whole}
 
     def predict(self, params, stats, batch):
         raise NotImplementedError("the pretrained CLIP is scored through GS-CLIP: run stage2.py")
+
+
+def _linear(params: Params, x: jax.Array) -> jax.Array:
+    return product("...e,ek->...k", x, params["kernel"]) + params["bias"]
 
 
 def cross_entropy(logits_bk: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> jax.Array:
@@ -154,7 +159,7 @@ def roughness(images: jax.Array, rugged: jax.Array, patch: int) -> tuple[jax.Arr
     def blurred(sigma):  # within the object
         kernel = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
         kernel = jnp.asarray(kernel / kernel.sum(1, keepdims=True), jnp.float32)
-        both = lambda x: jnp.einsum("ij,bjk,lk->bil", kernel, x, kernel)  # noqa: E731
+        both = lambda x: product("ij,bjk,lk->bil", kernel, x, kernel)  # noqa: E731
         return both(grey * inside) / jnp.maximum(both(inside), 1e-3)
 
     def cells(x):
@@ -208,11 +213,11 @@ class PointPretraining:
     def loss(self, stage, trainable, frozen, stats, batch, key):
         net, head = trainable["pointnet2"], trainable["head"]
         (points, shape), new = pointnet2(net, stats["pointnet2"], batch["cloud"], train=True, cfg=self.cfg)
-        log_point = jax.nn.log_softmax(points @ head["point"])
+        log_point = jax.nn.log_softmax(product("bnc,ck->bnk", points, head["point"]))
         target = batch["defective"].astype(jnp.float32)
         weight = 1 + 9 * target
         point = -(weight * jnp.where(target > 0, log_point[..., 1], log_point[..., 0])).sum() / weight.sum()
-        log_object = jax.nn.log_softmax(shape @ head["object"])
+        log_object = jax.nn.log_softmax(product("bs,sk->bk", shape, head["object"]))
         kind = -jnp.take_along_axis(log_object, batch["category"][:, None], 1).mean()
         right = (log_object.argmax(-1) == batch["category"]).mean()
         return point + 0.3 * kind, ({"pointnet2": new}, {"point": point, "category": kind, "category_right": right})

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from gsclip_jax.clip import Clip, ClipConfig, embed_tokens
 from gsclip_jax.clip_blocks import EPSILON
+from gsclip_jax.precision import EXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def init_prompts(key: jax.Array, cfg: PromptConfig, clip_cfg: ClipConfig) -> dic
 def shape_prompt(params: Mapping[str, Any], shape: jax.Array) -> jax.Array:
     """t_s = LayerNorm(GELU(Linear(F_e))): the cloud's global feature [B,S] -> [B,W], float32. The GELU is exact."""
     layer = params["shape"]
-    x = shape.astype(jnp.float32) @ layer["kernel"] + layer["bias"]
+    x = jnp.matmul(shape.astype(jnp.float32), layer["kernel"], precision=EXACT) + layer["bias"]
     x = jax.nn.gelu(x, approximate=False)
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x - mean).mean(-1, keepdims=True)

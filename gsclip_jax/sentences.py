@@ -41,10 +41,10 @@ def start_from_sentences(params: Params, clip: Clip, normal: list[int], abnormal
     if blocks:
         start = jnp.broadcast_to(embed_tokens(clip, jnp.asarray(clip.cfg.sos)), (2, 1, words.shape[-1]))
         x = jnp.concatenate([start, words], 1)
-        x = (x + clip.text.pos_embedding[: x.shape[1]]).astype(clip.cfg.dtype)
+        x = x + clip.text.pos_embedding[: x.shape[1]]
         causal = jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
         after = run_blocks(clip.text.blocks, x, remat=False, layers=tuple(range(1, blocks + 1)), mask=causal).tokens
-        prompts["deep"] = after[:, :, 1 : 1 + count].mean(1).astype(jnp.float32)
+        prompts["deep"] = after[:, :, 1 : 1 + count].mean(1)
 
     length = float(np.sqrt(jnp.square(words).mean()))
     if "shape" in prompts:

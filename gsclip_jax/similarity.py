@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gsclip_jax.precision import product
+
 TEMPERATURE = 0.07
 
 
@@ -32,7 +34,7 @@ def text_logits(
     features = features.astype(jnp.float32) if normalised else normalise(features)
     text = normalise(text)
     text = jnp.broadcast_to(text, (features.shape[0], *text.shape[-2:]))
-    return jnp.einsum("b...e,bce->b...c", features, text) / tau
+    return product("b...e,bce->b...c", features, text) / tau
 
 
 def probabilities(logits: jax.Array) -> jax.Array:

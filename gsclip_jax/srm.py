@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gsclip_jax.precision import EXACT
+
 
 @dataclass(frozen=True)
 class SrmConfig:
@@ -63,12 +65,16 @@ def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, norma
     render, depth = render.astype(jnp.float32), depth.astype(jnp.float32)
     if normalise:
         render, depth = unit(render), unit(depth)
-    queries = render @ params["render"]["kernel"] + params["render"]["bias"]
-    keys = depth @ params["depth"]["kernel"] + params["depth"]["bias"]
-    affinity = jnp.einsum("...te,...se->...ts", queries, keys)
-    from_depth = jnp.einsum("...ts,...se->...te", jax.nn.softmax(affinity, axis=-1), depth)
-    from_render = jnp.einsum("...ts,...te->...se", jax.nn.softmax(affinity, axis=-2), render)
-    fused = jnp.concatenate([from_depth, from_render], axis=-1) @ params["out"]["kernel"] + params["out"]["bias"]
+
+    def linear(name: str, x: jax.Array) -> jax.Array:
+        return jnp.matmul(x, params[name]["kernel"], precision=EXACT) + params[name]["bias"]
+
+    queries = linear("render", render)
+    keys = linear("depth", depth)
+    affinity = jnp.einsum("...te,...se->...ts", queries, keys, precision=EXACT)
+    from_depth = jnp.einsum("...ts,...se->...te", jax.nn.softmax(affinity, axis=-1), depth, precision=EXACT)
+    from_render = jnp.einsum("...ts,...te->...se", jax.nn.softmax(affinity, axis=-2), render, precision=EXACT)
+    fused = linear("out", jnp.concatenate([from_depth, from_render], axis=-1))
     if not intermediates:
         return fused
     return fused, {"enhanced_render": from_depth, "enhanced_depth": from_render, "affinity": affinity}

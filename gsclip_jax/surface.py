@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.lift import EXACT
+from gsclip_jax.precision import EXACT
 from gsclip_jax.similarity import normalise
 from gsclip_jax.symmetry import residuals
 

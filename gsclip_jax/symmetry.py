@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.lift import EXACT
+from gsclip_jax.precision import EXACT
 
 KEPT = 4  # symmetries, the best first
 ORDERS = (2, 3, 4, 5, 6)  # of the turns that are tried about each principal axis

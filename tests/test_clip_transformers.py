@@ -79,8 +79,7 @@ def test_both_towers_equal_transformers(hugging_face):
     encode = jax.jit(lambda params, x, ids: (
         encode_image(clip_module(cfg, params), x), encode_tokens(clip_module(cfg, params), ids)
     ))  # fmt: skip
-    with jax.default_matmul_precision("highest"):
-        found, found_text = encode(params, nhwc(images), ids)
+    found, found_text = encode(params, nhwc(images), ids)
     np.testing.assert_allclose(found.cls, pooled, atol=2e-5)
     np.testing.assert_allclose(found.tokens[0], tokens, atol=2e-5)
     np.testing.assert_allclose(found_text, text, atol=2e-5)

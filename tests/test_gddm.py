@@ -29,12 +29,6 @@ def points():
     return jnp.asarray(np.maximum(np.random.default_rng(1).standard_normal((3, 20, 8)), 0) + 0.05, jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 def test_recorded_arrays(shared_reference):
     recorded = Recorded(shared_reference)
     cfg = GddmConfig(text_dim=128, weight_by_score=False)

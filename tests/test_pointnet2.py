@@ -45,12 +45,6 @@ def recorded(shared_reference):
     return Recorded(shared_reference)
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 # ---------------------------------------------------------------- recorded arrays
 
 

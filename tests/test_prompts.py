@@ -21,12 +21,6 @@ SPECIAL = {name: np.full(3, value, np.float32) for name, value in (("sos", 90), 
 PARAMS = {"ctx_normal": np.full((2, 3), 1.0), "ctx_abnormal": np.full((2, 3), 2.0)}
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def recorded(shared_reference) -> Recorded:
     return Recorded(shared_reference)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.lift import EXACT, smooth_neighbours
+from gsclip_jax.lift import smooth_neighbours
 from gsclip_jax.method import Arrays, Scores
+from gsclip_jax.precision import EXACT
 
 
 class Yardstick:
