@@ -211,7 +211,11 @@ def make_part(reader: Reader, sample: Sample, recipe: Recipe, path: Path, draw: 
       DataError: the disk is full.
     """
     try:
-        made = make_object(reader.load(sample), recipe, sample.category, sample.id, draw)
+        try:
+            scan = reader.load(sample)
+        except OSError as error:  # no permission, a disk that fails
+            raise DataError(f"{error.filename or sample.path}: cannot be read ({error.strerror or error})") from error
+        made = make_object(scan, recipe, sample.category, sample.id, draw)
     except DataError as error:
         write_atomic(path.with_suffix(BAD), json.dumps({"path": sample.path, "error": str(error)}).encode())
         return str(error)

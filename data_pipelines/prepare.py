@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from .cameras import PRESETS
 from .datasets import DataError
 from .datasets.base import near
+from .datasets.listing import printable
 from .recipes import RECIPES, data_config
 from .records import prepare
 from .verify import Report, folders, verify
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = lambda
         if options.verify and not options.root:
             reports = [(folder, verify(folder, progress=say)) for folder in folders(options.out, options.data)]
         elif options.verify:
-            folder = _planned(options, changes)
+            folder = _planned(options, changes, say)
             reports = [(folder, verify(folder, options.root, say))]
         else:
             config = data_config(options.data, options.root, changes)
@@ -198,25 +199,29 @@ def _back_off(text: str) -> bool | str:
     return text if text == "preset" else text == "yes"
 
 
-def _planned(options: argparse.Namespace, changes: dict[str, Any]) -> Path:
+def _planned(options: argparse.Namespace, changes: dict[str, Any], say: Callable[[str], None]) -> Path:
     """The folder in which the records of these options lie."""
     from .records import plan_of
 
     out = Path(options.out).expanduser().absolute()
     root = Path(options.root).expanduser().absolute()
-    return plan_of(data_config(options.data, options.root, changes), root, out, options.categories).folder
+    plan = plan_of(data_config(options.data, options.root, changes), root, out, options.categories, say)
+    for line in plan.left_out():
+        say(line)
+    return plan.folder
 
 
 def _in_options(message: str) -> str:
     """A configuration's keys as this command's options."""
     message = re.sub(r"config\.data\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
-    return " ".join(message.split())
+    return printable(" ".join(message.split()))
 
 
 def _show(folder: Path, report: Report, say: Callable[[str], None]) -> None:
     """The table, what is noteworthy, and on standard error what is wrong."""
     rows = [(name, c.good, c.defective, c.skipped, c.bytes) for name, c in report.counts.items()]
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    rows = [(printable(name), *counts) for name, *counts in rows]
     wide = max(8, *(len(row[0]) for row in rows))
     say(f"{'category':{wide}}  good  defective  skipped  MB an object")
     for name, good, defective, skipped, size in rows:
@@ -225,9 +230,9 @@ def _show(folder: Path, report: Report, say: Callable[[str], None]) -> None:
     for path in report.sheets:
         say(f"contact sheet: {path}")
     for note in report.notes:
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     for problem in report.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     say(f"{'NOT as prepared' if report.problems else 'verified'}: {folder}")
 
 

@@ -22,11 +22,13 @@ import numpy as np
 
 from .datasets import READERS, DataError, Reader, Sample, open_reader
 from .datasets.base import near, no_defective
+from .datasets.listing import Listing, printable
+from .fingerprints import checksum, fingerprints
 from .locks import locked
 from .objects import BAD, Recipe, no_space, recipe_of, write_atomic
 from .workers import render_parts
 
-VERSION = 2  # raise when the same recipe gives other records
+VERSION = 3  # raise when the same recipe gives other records
 INDEX = "records.json"
 
 
@@ -39,6 +41,7 @@ class RecordSet:
     recipe: Recipe
     key: str
     skipped: list[dict] = dataclasses.field(default_factory=list)  # path, error, category, label of scans that were left out
+    left_out: list[dict] = dataclasses.field(default_factory=list)  # why, count, names of files and folders that were not taken
 
     def categories(self) -> list[str]:
         return list(dict.fromkeys(row["category"] for row in self.index))
@@ -59,7 +62,8 @@ def open_records(folder: str | Path) -> RecordSet:
     if not (folder / INDEX).is_file():
         raise DataError(f"{folder} holds no finished records ({INDEX} is missing); run the preparation again")
     content = json.loads((folder / INDEX).read_text())
-    return RecordSet(folder, content["index"], Recipe(**content["recipe"]), content["key"], content.get("skipped", []))
+    return RecordSet(folder, content["index"], Recipe(**content["recipe"]), content["key"], content.get("skipped", []),
+                     content.get("left_out", []))
 
 
 def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, progress: Callable[[str], None] = print,
@@ -84,7 +88,9 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
 
     cache_root = Path(cache_root).expanduser().absolute()
     root = _root(data_cfg, cache_root, workers, progress)
-    plan = plan_of(data_cfg, root, cache_root, categories)
+    plan = plan_of(data_cfg, root, cache_root, categories, progress)
+    for line in plan.left_out():
+        progress(line)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with _locked(plan.folder, progress):
@@ -95,6 +101,9 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
             raise no_space(plan.folder) from error
         raise
     found = open_records(plan.folder)
+    now = {(sample.category, sample.id): sample.path for sample in plan.samples}  # the same scans may have been moved
+    for row in found.index:
+        row["path"] = now.get((row["category"], row["name"]), row["path"])
     for row in found.skipped:
         progress(f"left out: {row['error']}")
     return found
@@ -111,14 +120,24 @@ class Plan:
     key: str
     folder: Path
 
+    def left_out(self) -> list[str]:
+        """A line for each kind of thing that lies in the data set and is not read, and for categories without good scans."""
+        good = {sample.category for sample in self.samples if not sample.label}
+        bad = [sample.category for sample in self.samples if sample.category not in good]
+        lines = self.reader.listing.lines()
+        for category in dict.fromkeys(bad):
+            lines.append(f"category {printable(category)!r} has no good scan: all its {bad.count(category)} count as defective")
+        return lines
 
-def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None) -> Plan:
-    """Finds the scans under `root` and names their folder; renders nothing. Arguments and errors: as `prepare`."""
+
+def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None, progress: Callable[[str], None] = print) -> Plan:
+    """Finds the scans under `root`, reads those that are new for their checksums, and names their folder; renders nothing.
+    Arguments and errors: as `prepare`."""
     recipe = recipe_of(data_cfg)
     options = dict(data_cfg.get("reader") or {})
     reader = _reader(data_cfg["name"], root, options)
     samples = _samples(reader, categories or data_cfg.get("categories"), data_cfg.get("train_category"), recipe)
-    key = _key(data_cfg["name"], reader, samples, recipe)
+    key = _key(data_cfg["name"], samples, recipe, cache_root, progress)
     return Plan(reader, options, samples, recipe, key, cache_root / f"{data_cfg['name']}-{key}")
 
 
@@ -170,17 +189,25 @@ def _samples(reader: Reader, categories, train_category: str | None, recipe: Rec
     return [sample for found in samples.values() for sample in found]
 
 
-def _key(name: str, reader: Reader, samples: list[Sample], recipe: Recipe) -> str:
-    """Hash of the recipe, this code's version, and the names, sizes and times of all files read."""
-    files = []
-    for sample in samples:
-        for path in map(Path, filter(None, (sample.path, sample.mask_path, *sample.beside))):
-            for part in sorted(path.iterdir()) if path.is_dir() else [path]:
-                if part.exists():  # a scan or a mask that is not there is `_make`'s to tell, and may be left out
-                    s = os.stat(part)
-                    files.append([sample.category, sample.id, sample.defect, part.name, s.st_size, s.st_mtime_ns])
+def _key(name: str, samples: list[Sample], recipe: Recipe, cache_root: Path, progress: Callable[[str], None] = print) -> str:
+    """Hash of the recipe, this code's version, and names and contents of all scans and what is read beside them, wherever they
+    lie."""
+    # A scan or a mask that is not there is `_make`'s to tell, and may be left out.
+    read = [[_files(path) for path in (sample.path, sample.mask_path, *sample.beside)] for sample in samples]
+    found = fingerprints([path for parts in read for part in parts for _, path in part], cache_root, progress)
+    files = [[s.category, s.id, s.defect, s.label, [[[word, found[path]] for word, path in part] for part in parts]]
+             for s, parts in zip(samples, read, strict=True)]
     content = json.dumps([VERSION, name, recipe.json(), files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _files(path: str | None) -> list[tuple[str, Path]]:
+    """What is read of a path: a file with its ending, which tells how, or the files of a folder with their names."""
+    if path is None:
+        return []
+    if os.path.isdir(path):
+        return [(file.name, file) for file in Listing().everything(Path(path))]
+    return [(Path(path).suffix.lower(), Path(path))] if os.path.isfile(path) else []
 
 
 def _locked(folder: Path, progress):
@@ -191,7 +218,7 @@ def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str
     folder, samples, recipe = plan.folder, plan.samples, plan.recipe
     if not skip_bad:  # before any work
         for sample in samples:
-            if sample.mask_path is not None and not Path(sample.mask_path).is_file():
+            if sample.mask_path is not None and not os.path.isfile(sample.mask_path):
                 raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
@@ -221,7 +248,7 @@ def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str
               "path": s.path} for s in kept]  # fmt: skip
     source = {"name": plan.reader.name, "root": str(plan.reader.root), "reader": plan.options}
     content = {"version": VERSION, "key": plan.key, "recipe": recipe.json(), "source": source, "index": index,
-               "skipped": skipped, "sha256": checksums(folder)}
+               "skipped": skipped, "left_out": plan.reader.listing.rows(), "sha256": checksums(folder)}
     write_atomic(folder / INDEX, json.dumps(content, indent=1).encode())
     shutil.rmtree(parts)
 
@@ -230,11 +257,6 @@ def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the TFDS data set, by its path under `folder`."""
     paths = sorted(path for path in folder.glob("object_records/**/*") if path.is_file())
     return {str(path.relative_to(folder)): checksum(path) for path in paths}
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_space(folder: Path, count: int, recipe: Recipe) -> None:

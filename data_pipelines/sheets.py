@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ WIDTH = 1500  # pixels
 LARGEST = 300  # side of a picture, pixels
 OBJECTS = 4
 CAPTION = 24  # pixels
+LONGEST = 150  # bytes of a category's name in a file name, which may have 255
 TEXT = 15  # pixels
 RED = (230, 30, 30)
 
@@ -31,7 +34,13 @@ def choose(index: Sequence[Mapping], rows: Sequence[int]) -> list[int]:
 
 
 def path_of(folder: Path, category: str) -> Path:
-    return folder / f"sheet-{category}.png"
+    """The sheet of a category; a name that is no file's, or a long one, is changed, with a hash of what it was."""
+    name = re.sub(r"[^\w .,()+&@=-]", "_", category)
+    while len(name.encode()) > LONGEST:
+        name = name[:-1]
+    if name != category:
+        name += "-" + hashlib.sha256(category.encode(errors="surrogatepass")).hexdigest()[:8]
+    return folder / f"sheet-{name}.png"
 
 
 def write(path: Path, objects: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> None:

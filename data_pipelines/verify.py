@@ -12,7 +12,8 @@ import numpy as np
 from . import sheets
 from .batch import check
 from .datasets import DataError
-from .records import INDEX, RecordSet, checksum, open_records, plan_of
+from .fingerprints import checksum
+from .records import INDEX, RecordSet, open_records, plan_of
 from .workers import Progress
 
 
@@ -55,14 +56,14 @@ def verify(folder: str | Path, root: str | Path | None = None, progress: Callabl
     for row in records.index:
         counts = report.counts[row["category"]]
         counts.good, counts.defective = counts.good + (not row["label"]), counts.defective + row["label"]
-    _against_source(records, content, root, report)
+    _against_source(records, content, root, report, progress)
     _against_checksums(records, content, report, progress)
     if not report.problems:  # TFDS gives up at the first broken file, and less clearly
         _read(records, report, progress, draw)
     return report
 
 
-def _against_source(records: RecordSet, content: dict, root: str | Path | None, report: Report) -> None:
+def _against_source(records: RecordSet, content: dict, root: str | Path | None, report: Report, progress) -> None:
     """Counts by category and label against the reader's; whether the files are still those that were read."""
     source = content.get("source")
     if source is None:
@@ -73,7 +74,7 @@ def _against_source(records: RecordSet, content: dict, root: str | Path | None, 
         report.notes.append(f"the source {home} is not there: counts were not compared with it (--root says where it is now)")
         return
     config = {"name": source["name"], "reader": source["reader"], **records.recipe.json()}
-    plan = plan_of(config, home, records.dir.parent, list(report.counts))
+    plan = plan_of(config, home, records.dir.parent, list(report.counts), progress)
     for category, counts in report.counts.items():
         for label, kind in enumerate(("good", "defective")):
             skipped = sum(row["category"] == category and row["label"] == label for row in records.skipped)
@@ -83,7 +84,7 @@ def _against_source(records: RecordSet, content: dict, root: str | Path | None, 
                 report.problems.append(f"category {category!r}: {made} records and {skipped} skipped, but {there} {kind} scans "
                                        f"in {home}")
     if plan.key != records.key:
-        report.notes.append(f"the scans in {home} are not, by name, size and time, those that were read: "
+        report.notes.append(f"the scans in {home} are not, by name and content, those that were read: "
                             "a run with that root will prepare records of its own")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipelines import objects, records, workers
+from data_pipelines import fingerprints, objects, records, workers
 from data_pipelines.datasets import DataError, open_reader
 
 from .scans import write_pcd, write_set
@@ -81,7 +82,7 @@ def test_key_names_all_that_made_it(made, root, tmp_path):
 
     def key(**changes):
         recipe = objects.recipe_of(config(root, **changes))
-        return records._key("real3d", reader, records._samples(reader, changes.get("categories"), None, recipe), recipe)
+        return records._key("real3d", records._samples(reader, changes.get("categories"), None, recipe), recipe, tmp_path)
 
     changes = [{"points": 700}, {"image_size": 64}, {"views": 5}, {"cameras": "mvtec3d"}, {"window": 128}, {"point_size": 5},
                {"point_size": {"default": 4}}, {"cloud_points": 64}, {"neighbours": 5}, {"sample_seed": 1}, {"seen": "surface"},
@@ -91,13 +92,44 @@ def test_key_names_all_that_made_it(made, root, tmp_path):
     keys = [key()] + [key(**change) for change in changes]
     assert len(set(keys)) == len(keys) and made.dir.name == f"real3d-{keys[0]}"
     path = Path(reader.samples("egg")[3].mask_path)
-    status = path.stat()
+    status, whole = path.stat(), path.read_bytes()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    assert key() == keys[0]  # the time alone changes nothing
     try:
-        assert key() != keys[0]
-    finally:
+        path.write_bytes(whole.replace(b"1", b"2", 1))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert key() != keys[0]  # and hides nothing
+    finally:
+        path.write_bytes(whole)
     assert key() == keys[0]
+
+
+def test_scans_are_read_once_and_found_wherever_they_lie(made, root, tmp_path, monkeypatch):
+    cache = shutil.copytree(made.dir.parent, tmp_path / "backup")  # cp -r: other times
+    moved = shutil.copytree(root, tmp_path / "moved", copy_function=shutil.copyfile)
+    monkeypatch.setattr(records, "_make", lambda *a: pytest.fail("made again"))
+    read = []
+    monkeypatch.setattr(fingerprints, "_read", lambda path: read.append(path) or fingerprints.checksum(path))
+    time.sleep(2 * fingerprints.FRESH)  # what changed just now may change again within the same tick of the clock
+    files = [path for path in moved.rglob("*") if path.is_file() and "train" not in path.parts]
+    for reads in (len(files), 0, 1):
+        found = records.prepare(config(moved), cache, progress=lambda line: None)
+        assert found.dir == cache / made.dir.name and found.index[0]["path"].startswith(str(moved)) and len(read) == reads
+        read.clear()
+        if not reads:
+            os.utime(files[0])
+            time.sleep(2 * fingerprints.FRESH)
+    (cache / fingerprints.STORE).write_text("[1, {")
+    assert records.prepare(config(moved), cache, progress=lambda line: None).dir == found.dir and len(read) == len(files)
+    assert json.loads((cache / fingerprints.STORE).read_text())
+
+
+def test_a_memory_that_cannot_be_written_is_said(root, tmp_path):
+    (tmp_path / fingerprints.STORE).mkdir()  # nothing can take its place
+    said = []
+    paths = [path for path in root.rglob("*.txt")]
+    assert fingerprints.fingerprints(paths, tmp_path, said.append) == {path: fingerprints.checksum(path) for path in paths}
+    assert len(said) == 1 and "will be read again" in said[0]
 
 
 def test_killed_and_continued_gives_the_same_records(made, root, tmp_path):
@@ -143,7 +175,7 @@ def test_broken_scan_stops_with_its_name_and_can_be_repaired(tmp_path):
     path.write_bytes(whole)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     found = records.prepare(config(root), tmp_path / "cache", workers=1, progress=lambda line: None)
-    assert found.dir == folder and len(found.index) == 4
+    assert found.dir != folder and len(found.index) == 4
 
 
 def test_a_worker_that_goes_down_is_one_line(root, tmp_path, monkeypatch):

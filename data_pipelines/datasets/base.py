@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .listing import Listing
 
 
 class DataError(ValueError):
@@ -75,6 +77,8 @@ class Reader(Protocol):
     """A data set on disk."""
 
     name: str
+    root: Path  # the folder that holds the categories
+    listing: Listing  # what was left out, as far as categories and samples were asked for
 
     def categories(self) -> list[str]:
         """Names of all categories found, sorted."""
@@ -86,56 +90,10 @@ class Reader(Protocol):
         """Reads one scan. Raises DataError naming the file when it cannot be used."""
 
 
-def natural(path: Path) -> tuple:
-    """Sort key of a file or folder that puts 99_good before 105_good."""
-    parts = re.split(r"(\d+)", path.stem)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], path.suffix
-
-
-def folders(folder: Path) -> list[Path]:
-    """The folders in a folder, in natural order, without hidden ones; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted((child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
-
-
-def files(folder: Path, kinds: Iterable[str]) -> list[Path]:
-    """The files in a folder that end in one of `kinds` ('.png'), as `folders` gives folders."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in kinds and path.name[0] != "."), key=natural)
-
-
 def near(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the nearest known word, or nothing."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
-
-
-def find_root(root: str | Path, holds_categories: Callable[[Path], bool], layout: str, depth: int = 3) -> Path:
-    """The folder at or at most `depth` levels under `root` that holds the category folders.
-
-    Raises:
-      DataError: `root` is missing, holds nothing of that `layout`, or holds it in several places.
-    """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"data root {root} does not exist or is no folder; set config.data.root to the unpacked data set")
-    level = [root]
-    for _ in range(depth + 1):
-        found = [folder for folder in level if holds_categories(folder)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(str(folder) for folder in found)
-            raise DataError(f"data root {root} holds several data sets ({names}); set config.data.root to one of them")
-        level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
-    raise DataError(f"data root {root} holds no category folder laid out as {layout}, up to {depth} levels down")
-
-
-def unknown_category(category: str, known: list[str], root: Path) -> DataError:
-    """The error for a category that is not there, with what is."""
-    return DataError(f"no category {category!r} in {root}{near(category, known)}; found: {', '.join(known)}")
 
 
 def no_defective(category: str, where: str | Path) -> DataError:

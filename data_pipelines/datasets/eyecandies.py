@@ -9,13 +9,15 @@ PointAD `multi_view/multiview_eyecandies.py`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from ..clouds import clean
-from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
+from .base import DataError, Sample, Scan
+from .listing import Listing, Partners, find_categories, natural, unknown_category
 from .pictures import read_flags, read_levels, read_rgb
 
 LAYOUT = "<Category>/test_public/data/<id>_depth.png"
@@ -23,14 +25,16 @@ SIDE, FOCAL = 512, 711.11  # pixels; one camera for all
 SPLITS = {"test": "test_public", "train": "train", "validation": "val", "val": "val"}
 DEFECTS = ("bumps", "dents", "colors", "normals")
 DEPTH = "_depth.png"
+INFO, META = (("_info_depth.yaml", "_info_depth.yml"), ("_metadata.yaml", "_metadata.yml"))
+ITEM = re.compile(r"(.+?)_(?:pose|image_\d|info_depth|(?:bumps_|dents_|colors_|normals_)?mask|metadata)\.\w+", re.IGNORECASE)
 # Of the object, in the frame of the conveyor: above it, not behind it, not beside it.
 ABOVE, FAR, ASIDE = -0.02, 1.8, 1.0
 TURN = np.array([[0.1, 0, 0], [0, 0, -0.1], [0, 0.1, 0]])
 
 
-def _is_category(folder: Path) -> bool:
-    data = folder / SPLITS["test"] / "data"
-    return data.is_dir() and any(path.name.endswith(DEPTH) for path in data.iterdir())
+def _is_category(folder: Path, listing: Listing) -> bool:
+    data = Partners(folder / SPLITS["test"] / "data", listing)
+    return any(name.lower().endswith(DEPTH) for name in data.names())
 
 
 class Eyecandies:
@@ -44,8 +48,7 @@ class Eyecandies:
         if image not in range(6):
             raise DataError(f"Eyecandies has the images 0 to 5, not {image}")
         self.name, self.image = name, image
-        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), LAYOUT)
-        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+        self.root, self._categories, self.listing = find_categories(root, _is_category, LAYOUT)
 
     def categories(self) -> list[str]:
         return list(self._categories)
@@ -58,36 +61,46 @@ class Eyecandies:
         """
         if category not in self._categories:
             raise unknown_category(category, self._categories, self.root)
+        if split not in SPLITS:
+            return []
+        data = Partners(self.root / category / SPLITS[split] / "data", self.listing)
+        names = [name for name in data.names() if name[0] != "."]
+        ids = {name[: -len(DEPTH)] for name in names if name.lower().endswith(DEPTH)}
+        for name in names:
+            match = ITEM.fullmatch(name)
+            if match and match[1] not in ids:
+                self.listing.leave(data.folder / name, f"of a scan without {DEPTH}")
         samples = []
-        pictures = files(self.root / category / SPLITS[split] / "data", (".png",)) if split in SPLITS else []
-        for path in (path for path in pictures if path.name.endswith(DEPTH)):
-            base = str(path)[: -len(DEPTH)]
-            defect = self._defect(base) if split == "test" else "good"
-            truth = None if defect == "good" else f"{base}_mask.png"
-            samples.append(Sample(path.name[: -len(DEPTH)], category, defect, int(defect != "good"), split, str(path), truth,
-                                  tuple(base + end for end in ("_info_depth.yaml", "_pose.txt", f"_image_{self.image}.png"))))
+        for name in sorted(ids, key=lambda name: natural(Path(name))):
+            defect = self._defect(data, name) if split == "test" else "good"
+            truth = None if defect == "good" else str(data.find(name, "_mask.png"))
+            beside = (data.find(name, *INFO), data.find(name, "_pose.txt"), data.find(name, f"_image_{self.image}.png"))
+            samples.append(Sample(name, category, defect, int(defect != "good"), split, str(data.find(name, DEPTH)), truth,
+                                  tuple(map(str, beside))))
         return samples
 
     @staticmethod
-    def _defect(base: str) -> str:
+    def _defect(data: Partners, name: str) -> str:
         """'good', or the kinds of defect whose masks are not empty, joined by '+'."""
-        mask, meta = Path(f"{base}_mask.png"), Path(f"{base}_metadata.yaml")
+        mask, meta = data.find(name, "_mask.png"), data.find(name, *META)
         marked = read_flags(mask).any() if mask.is_file() else None
         defective = bool(_number(_yaml(meta), meta, "anomalous")) if meta.is_file() else marked
         if defective is None:
-            raise DataError(f"{base}{DEPTH}: test scan with neither {mask.name} nor {meta.name}; restore them from the archive")
+            raise DataError(f"{data.find(name, DEPTH)}: test scan with neither {mask.name} nor {meta.name}; restore them from "
+                            "the archive")
         if marked and not defective:
             raise DataError(f"{meta}: says 'anomalous: 0', but {mask.name} is not empty; restore the matching files")
         if not defective:
             return "good"
-        masks = {kind: Path(f"{base}_{kind}_mask.png") for kind in DEFECTS}
+        masks = {kind: data.find(name, f"_{kind}_mask.png") for kind in DEFECTS}
         return "+".join(kind for kind, path in masks.items() if path.is_file() and read_flags(path).any()) or "defect"
 
     def load(self, sample: Sample) -> Scan:
         """The scan on its 512 x 512 pixels, in a tenth of metres; the conveyor is not valid and is 0, 0, 0."""
-        shape, base = (SIDE, SIDE), sample.path[: -len(DEPTH)]
+        shape = (SIDE, SIDE)
         levels = read_levels(sample.path, shape)
-        info, pose = Path(f"{base}_info_depth.yaml"), Path(f"{base}_pose.txt")
+        data, name = Partners(Path(sample.path).parent), Path(sample.path).name[: -len(DEPTH)]
+        info, pose = data.find(name, *INFO), data.find(name, "_pose.txt")
         normalization = _yaml(info).get("normalization")
         if not isinstance(normalization, dict):
             raise DataError(f"{info}: no 'normalization' with 'min' and 'max'; restore it from the archive")
@@ -106,7 +119,7 @@ class Eyecandies:
             raise DataError(f"{sample.path}: no object, all {valid.size} pixels are background; check {info.name}, {pose.name}")
         clean(xyz[valid], sample.path)
         xyz[~valid] = 0
-        return Scan(xyz, mask.ravel(), valid, shape, read_rgb(f"{base}_image_{self.image}.png", shape))
+        return Scan(xyz, mask.ravel(), valid, shape, read_rgb(data.find(name, f"_image_{self.image}.png"), shape))
 
 
 def world_points(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from ..clouds import MIN_POINTS, clean
-from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
+from .base import DataError, Sample, Scan
 from .foreground import EPS, LEAST, object_pixels
+from .listing import Listing, Partners, find_categories, is_good, unknown_category
 from .pictures import TIFF, read_flags, read_rgb, read_xyz
 
 LAYOUT = "<category>/test/<defect>/xyz/*.tiff"
+PICTURES = (".png", ".tiff", ".tif", ".bmp")  # the first is the data set's own
 STEP = 100  # squares have a side of a multiple of it, pixels
 
 
-def _is_category(folder: Path) -> bool:
-    return any(files(kind / "xyz", TIFF) for kind in folders(folder / "test"))
+def _is_category(folder: Path, listing: Listing) -> bool:
+    return any(listing.files(kind / "xyz", TIFF) for kind in listing.folders(folder / "test"))
 
 
 class MVTec3D:
@@ -28,8 +30,7 @@ class MVTec3D:
 
     def __init__(self, root: str | Path, name: str = "mvtec3d"):
         self.name = name
-        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), LAYOUT)
-        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+        self.root, self._categories, self.listing = find_categories(root, _is_category, LAYOUT)
 
     def categories(self) -> list[str]:
         return list(self._categories)
@@ -39,12 +40,21 @@ class MVTec3D:
         if category not in self._categories:
             raise unknown_category(category, self._categories, self.root)
         samples = []
-        for kind in folders(self.root / category / split):
-            defective = kind.name != "good"
-            for path in files(kind / "xyz", TIFF):
-                truth = str(kind / "gt" / f"{path.stem}.png") if defective else None
-                samples.append(Sample(f"{kind.name}_{path.stem}", category, kind.name, int(defective), split, str(path), truth,
-                                      (str(kind / "rgb" / f"{path.stem}.png"),)))
+        for kind in self.listing.folders(self.root / category / split):
+            defect = "good" if is_good(kind.name) else kind.name
+            truths, colours = Partners(kind / "gt", self.listing), Partners(kind / "rgb", self.listing)
+            scans = self.listing.files(kind / "xyz", TIFF)
+            for path in scans:
+                truth = None if defect == "good" else str(truths.find(path.stem, *PICTURES))
+                beside = (str(colours.find(path.stem, *PICTURES)),)
+                label = int(defect != "good")
+                samples.append(Sample(f"{kind.name}_{path.stem}", category, defect, label, split, str(path), truth, beside))
+            if not scans and kind not in self.listing.barred:
+                self.listing.leave(kind, "nothing in its xyz/")
+            stems = {path.stem for path in scans}
+            for name in truths.names() if scans else ():
+                if Path(name).suffix.lower() in PICTURES and Path(name).stem not in stems and name[0] != ".":
+                    self.listing.leave(truths.folder / name, "ground truth of no scan")
         return samples
 
     def load(self, sample: Sample) -> Scan:
@@ -67,17 +77,16 @@ class MVTec3D:
                             f"{EPS} m of each other); coordinates have to be in metres")
         clean(xyz[valid], path)
         xyz[~valid] = 0
-        rgb = self._colours(path, shape)
+        rgb = _colours(Path(sample.beside[0]), shape)
         if rgb is not None:
             rgb[~valid] = 0
         xyz, mask, valid, rgb = (_square(plane) for plane in (xyz, mask, valid, rgb))
         return Scan(xyz.reshape(-1, 3), mask.ravel(), valid.ravel(), valid.shape, rgb)
 
-    @staticmethod
-    def _colours(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-        """The colour image beside a scan, a copy; None where the data set has no folder of them."""
-        folder = path.parent.parent / "rgb"
-        return read_rgb(folder / f"{path.stem}.png", shape).copy() if folder.is_dir() else None
+
+def _colours(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The colour image beside a scan, a copy; None where the data set has no folder of them."""
+    return read_rgb(path, shape).copy() if path.parent.is_dir() else None
 
 
 def _square(plane: np.ndarray | None) -> np.ndarray | None:

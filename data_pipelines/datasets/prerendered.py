@@ -16,7 +16,8 @@ import numpy as np
 from ..cloud_files import read_cloud
 from ..clouds import clean
 from ..render import fill_unseen
-from .base import DataError, GivenViews, Sample, Scan, files, find_root, folders, unknown_category
+from .base import DataError, GivenViews, Sample, Scan
+from .listing import Listing, Partners, find_categories, is_good, spelt, unknown_category
 from .pictures import TIFF, read_grey, read_rgb, read_xyz
 from .truth import read_colours
 
@@ -27,8 +28,8 @@ VIEWS = {"2d_rendering": "view_{}.png", "2d_gt": "view_{}_gt.png", "2d_depth": "
 KEPT = "nonzero_indices.npy"
 
 
-def _is_category(folder: Path) -> bool:
-    return any(folders(specie / "2d_rendering") for specie in folders(folder / "test"))
+def _is_category(folder: Path, listing: Listing) -> bool:
+    return any(listing.folders(specie / "2d_rendering") for specie in listing.folders(folder / "test"))
 
 
 class Prerendered:
@@ -36,8 +37,7 @@ class Prerendered:
 
     def __init__(self, root: str | Path, name: str = "prerendered"):
         self.name = name
-        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), LAYOUT)
-        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+        self.root, self._categories, self.listing = find_categories(root, _is_category, LAYOUT)
         self._labels = self._meta()
 
     def categories(self) -> list[str]:
@@ -49,13 +49,22 @@ class Prerendered:
         if category not in self._categories:
             raise unknown_category(category, self._categories, self.root)
         samples = []
-        for specie in folders(self.root / category / "test") if split == "test" else []:
-            for pictures in folders(specie / "2d_rendering"):
-                label = self._labels.get((category, specie.name, pictures.name), int(specie.name != "good"))
-                truth = specie / "gt_pcd" / f"{pictures.name}.pcd"
-                defect = "good" if not label else specie.name if specie.name != "good" else "defect"
+        for specie in self.listing.folders(self.root / category / "test") if split == "test" else []:
+            sound = is_good(specie.name)
+            scans = self.listing.folders(specie / "2d_rendering")
+            for pictures in scans:
+                label = self._labels.get((category, specie.name, pictures.name), int(not sound))
+                truth = spelt(specie / "gt_pcd" / f"{pictures.name}.pcd")
+                defect = "good" if not label else "defect" if sound else specie.name
                 samples.append(Sample(f"{specie.name}_{pictures.name}", category, defect, label, split, str(pictures),
                                       str(truth) if label or truth.is_file() else None, _beside(specie, pictures.name)))
+            if not scans and specie not in self.listing.barred:
+                self.listing.leave(specie, "nothing in its 2d_rendering/")
+            shown = {pictures.name for pictures in scans}
+            for folder, kinds in (("pcd", (".pcd",)), ("xyz", TIFF)):
+                for path in self.listing.files(specie / folder, kinds) if scans else ():
+                    if path.stem not in shown:
+                        self.listing.leave(path, "a scan without 2d_rendering/")
         return samples
 
     def load(self, sample: Sample) -> Scan:
@@ -71,7 +80,7 @@ class Prerendered:
                 raise DataError(f"{pictures}: defective sample without ground truth; expected {sample.mask_path}")
             mask = read_colours(sample.mask_path)
             _same_count(sample.mask_path, len(mask), name, count)
-        kept, grid = _kept(specie / "2d_3d_cor" / name / KEPT, side, count)
+        kept, grid = _kept(spelt(specie / "2d_3d_cor" / name / KEPT), side, count)
         points, source = _points(specie, name, kept, side if grid else None)
         _same_count(source, len(points), name, count)
         points = clean(points, source)
@@ -79,7 +88,7 @@ class Prerendered:
         total = side * side if grid else count
         given = GivenViews(**views, pix=_spread(pix, kept, total, 1), seen=_spread(seen, kept, total, 1))
         valid = _spread(np.ones(count, bool), kept, total)
-        colours = specie / "rgb" / f"{name}.png"
+        colours = spelt(specie / "rgb" / f"{name}.png")
         rgb = read_rgb(colours) if colours.is_file() else None
         return Scan(_spread(points, kept, total), _spread(mask, kept, total), valid, grid, rgb, views=given)
 
@@ -100,15 +109,24 @@ class Prerendered:
 def _beside(specie: Path, name: str) -> tuple[str, ...]:
     """The other files and folders of one scan."""
     parts = [specie / folder / name for folder in VIEWS if folder != "2d_rendering"]
-    parts += [specie / "pcd" / f"{name}.pcd", specie / "xyz" / f"{name}.tiff", specie / "rgb" / f"{name}.png"]
+    parts += [spelt(specie / "pcd" / f"{name}.pcd"), Partners(specie / "xyz").find(name, *TIFF),
+              spelt(specie / "rgb" / f"{name}.png")]
     return tuple(map(str, parts))
 
 
 def _views(specie: Path, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The pictures by field and the point-to-pixel maps [V, N, 3] int64, both by the number of the view."""
-    matches = (re.fullmatch(r"view_(\d+)\.png", path.name) for path in (specie / "2d_rendering" / name).iterdir())
-    count = max((int(match[1]) for match in matches if match), default=0) + 1
-    paths = {folder: [specie / folder / name / called.format(v) for v in range(count)] for folder, called in VIEWS.items()}
+    matches = (re.fullmatch(r"view_(\d{1,6})\.png", found.lower()) for found in Partners(specie / "2d_rendering" / name).names())
+    numbers = {int(match[1]) for match in matches if match}
+    count = max(numbers, default=0) + 1
+    if len(numbers) < count:
+        gap = next(v for v in range(count) if v not in numbers)
+        path = specie / "2d_rendering" / name / f"view_{gap}.png"
+        raise DataError(f"{path}: no such file, one of {count} views; restore it from the archive")
+    paths = {}
+    for folder, called in VIEWS.items():
+        there = Partners(specie / folder / name)
+        paths[folder] = [there.find(*_parted(called.format(v))) for v in range(count)]
     for folder, wanted in paths.items():
         for path in wanted:
             if not path.is_file():
@@ -133,6 +151,11 @@ def _views(specie: Path, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return views, np.stack(maps)
 
 
+def _parted(name: str) -> tuple[str, str]:
+    stem, dot, ending = name.rpartition(".")
+    return stem, dot + ending
+
+
 def _kept(path: Path, side: int, count: int) -> tuple[np.ndarray, tuple[int, int] | None]:
     """Which grid pixels the points are, and the grid; of unorganised scans 0 to `count` and None."""
     if not path.is_file():
@@ -147,15 +170,15 @@ def _kept(path: Path, side: int, count: int) -> tuple[np.ndarray, tuple[int, int
 
 def _points(specie: Path, name: str, kept: np.ndarray, side: int | None) -> tuple[np.ndarray, Path]:
     """The kept points [N, 3] and their file: the tiff brought to `side` pixels as the authors do, or the cloud."""
-    tiff = next((path for path in files(specie / "xyz", TIFF) if path.stem == name), None)
-    if side is not None and tiff is not None:
+    tiff = Partners(specie / "xyz").find(name, *TIFF)
+    if side is not None and tiff.is_file():
         xyz = read_xyz(tiff)
         rows, columns = ((np.arange(side) * length) // side for length in xyz.shape[:2])
         points = xyz[rows[:, None], columns].reshape(-1, 3)[kept]
         if not points.any(1).all():
             raise DataError(f"{tiff}: no data on pixels that {KEPT} of {name} names; restore the matching files")
         return points, tiff
-    clouds = [specie / folder / f"{name}.pcd" for folder in ("pcd", "gt_pcd")]
+    clouds = [spelt(specie / folder / f"{name}.pcd") for folder in ("pcd", "gt_pcd")]
     for cloud in clouds:
         if cloud.is_file():
             return read_cloud(cloud), cloud

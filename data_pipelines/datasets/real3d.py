@@ -14,19 +14,26 @@ import numpy as np
 from ..cloud_files import point_count, read_cloud
 from ..clouds import clean
 from ..tables import read_table
-from .base import DataError, Sample, Scan, files, find_root, folders, unknown_category
+from .base import DataError, Sample, Scan
+from .listing import Listing, Partners, find_categories, unknown_category
 
 CLOUDS = (".pcd", ".ply")
+TRUTH = ".txt"
 ROWS_OFF = 1  # some published ground truths have one row more than their cloud
 
 
-def _is_category(folder: Path) -> bool:
-    return bool(files(folder / "test", CLOUDS))
+def _is_category(folder: Path, listing: Listing) -> bool:
+    return bool(listing.files(folder / "test", CLOUDS))
+
+
+def _words(stem: str) -> list[str]:
+    """The words of a file name, without numbers and how it was cut."""
+    return [word for word in re.split(r"[_\-\s]+|\d+", stem.lower()) if word and word not in ("cut", "copy")]
 
 
 def defect_of(stem: str) -> str:
     """'142_good_cut' -> 'good', '482_bulge_cut' -> 'bulge': the name without its number and how it was cut."""
-    words = [word for word in re.split(r"[_\-]+|\d+", stem.lower()) if word and word not in ("cut", "copy")]
+    words = _words(stem)
     return "good" if "good" in words else "_".join(words) or "defect"
 
 
@@ -38,8 +45,7 @@ class Real3D:
 
     def __init__(self, root: str | Path, name: str = "real3d"):
         self.name = name
-        self.root = find_root(root, lambda folder: any(map(_is_category, folders(folder))), self.layout)
-        self._categories = sorted(folder.name for folder in folders(self.root) if _is_category(folder))
+        self.root, self._categories, self.listing = find_categories(root, _is_category, self.layout)
 
     def categories(self) -> list[str]:
         return list(self._categories)
@@ -49,14 +55,25 @@ class Real3D:
         if category not in self._categories:
             raise unknown_category(category, self._categories, self.root)
         folder = self.root / category
+        truths = [Partners(folder / spelt, self.listing) for spelt in self.truth_folders]
         samples = []
-        for path in files(folder / split, CLOUDS):
-            template = self.is_template(path.stem)
+        for path in self.listing.files(folder / split, CLOUDS):
+            truth = next((each.find(path.stem, TRUTH) for each in truths if each.has(path.stem, TRUTH)), None)
+            template = truth is None and self.is_template(path.stem)
             if template != (split == "train"):
+                self.listing.leave(path, "a template" if template else "no template")
                 continue
             defect = "good" if template else self.defect_of(path.stem)
-            truth = None if defect == "good" else str(self._truth(folder, path.stem))
-            samples.append(Sample(path.stem, category, defect, int(defect != "good"), split, str(path), truth))
+            if defect == "good":
+                truth = None
+            else:
+                truth = truth or truths[0].find(path.stem, TRUTH)
+            samples.append(Sample(path.stem, category, defect, int(defect != "good"), split, str(path), truth and str(truth)))
+        stems = {Path(sample.path).stem for sample in samples}
+        for each in truths if split == "test" else ():
+            for name in each.names():
+                if Path(name).suffix.lower() == TRUTH and Path(name).stem not in stems and name[0] != ".":
+                    self.listing.leave(each.folder / name, "ground truth of no scan")
         return samples
 
     def load(self, sample: Sample) -> Scan:
@@ -81,14 +98,9 @@ class Real3D:
         return Scan(xyz=xyz, mask=mask, valid=np.ones(len(xyz), bool))
 
     def is_template(self, stem: str) -> bool:
-        """Whether a file name is that of a defect-free template, by the word the data set's loaders look for."""
-        return "temp" in stem.lower()
+        """Whether a file name is that of a defect-free template: the word ends it, as in 12_template or 12_template_cut."""
+        return _words(stem)[-1:] in (["template"], ["temp"])
 
     def defect_of(self, stem: str) -> str:
         """'good', or the kind of defect, by file name."""
         return defect_of(stem)
-
-    def _truth(self, folder: Path, stem: str) -> Path:
-        """`gt/<stem>.txt`, or `GT/` where the folder is spelt so."""
-        places = [folder / spelt / f"{stem}.txt" for spelt in self.truth_folders]
-        return next((place for place in places if place.is_file()), places[0])
