@@ -20,7 +20,7 @@ FIELDS: dict[str, tuple[tuple[str | int, ...], str, str]] = {
     "cloud": (("B", "N", 3), "float32", "points centred and scaled to the unit sphere (PointNet++ input)"),
     "pix": (("B", "V", "M", 2), "int16", "pixel (x = column, y = row) of every scored point in every view"),
     "seen": (("B", "V", "M"), "bool", "whether the view sees the point; never-seen points hold their nearest seen neighbour's"),
-    "xyz": (("B", "M", 3), "float32", "scored points, in the scan's own unit and frame"),
+    "xyz": (("B", "M", 3), "float32", "scored points, centred and in radii (`canonical.Frame.unit`), in the scan's own attitude"),
     "neighbours": (("B", "M", "K"), "int32", "K nearest scored points of every scored point, itself first (unorganised scans)"),
     "valid": (("B", "M"), "bool", "false for the empty pixels of organised scans and for padding"),
     "point_mask": (("B", "M"), "bool", "ground truth: defective points"),

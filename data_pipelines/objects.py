@@ -25,6 +25,7 @@ from .datasets import DataError, Reader, Sample, Scan, open_reader
 from .datasets.base import near
 from .render import SEEN, ZOOM, Rasteriser, rasteriser, render_object
 
+BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch
 BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
 _LATER = ("cavity", "depth_relief", "fill_gaps")  # not part of a recipe's JSON at their defaults: older records keep their key
 
@@ -110,8 +111,9 @@ def _plain(value):
 def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """Samples, renders and maps one scan. Seeded by category and name: the same scan always gives the same arrays.
 
-    Returns: the fields of `batch.FIELDS` without the batch axis (all but label, object_index and real), and `source` [M]
-      int32: the scan's point that each scored point is, or is nearest to.
+    Returns: the fields of `batch.FIELDS` without the batch axis (all but label, object_index and real), and BESIDE: `source` [M]
+      int32, the scan's point that each scored point is, or is nearest to; `frame`, a `canonical.Frame`, that brings the scan's
+      points to `xyz`; `note`, one line on rows of the scan that took no part, or nothing.
     """
     seed = seed_of(recipe.sample_seed, category, name)
     scored = resample(scan, recipe.points, seed)
@@ -128,12 +130,18 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
         "view_label": shown["view_mask"].any((1, 2)).astype(np.int32),
         "cloud": cloud_points(scored.xyz[scored.valid], recipe.cloud_points, seed + 1),
         "xyz": scored.xyz, "neighbours": near, "valid": scored.valid, "point_mask": scored.mask,
-        "organised": np.array(scored.organised), "source": scored.source,
+        "organised": np.array(scored.organised), "source": scored.source, "frame": scored.frame,
+        "note": _note(scan, scored.copies),
     }
     if scan.rgb is not None:
         picture = Image.fromarray(scan.rgb).resize((recipe.image_size, recipe.image_size), Image.Resampling.BICUBIC)
         out["rgb"] = np.asarray(picture)
     return out
+
+
+def _note(scan: Scan, copies: int) -> str:
+    told = f"{copies} of {len(scan.xyz)} points are copies of others: scored as these" if copies else ""
+    return "; ".join(filter(None, [scan.note, told]))
 
 
 def own_neighbours(points: int, neighbours: int) -> np.ndarray:
@@ -143,7 +151,7 @@ def own_neighbours(points: int, neighbours: int) -> np.ndarray:
 
 def to_batch(objects: Sequence[Mapping[str, np.ndarray]], labels: Sequence[int] | None = None) -> Batch:
     """A batch of objects just made, without records: for scoring single scans. Labels default to 0."""
-    batch = {key: np.stack([one[key] for one in objects]) for key in objects[0] if key != "source"}
+    batch = {key: np.stack([one[key] for one in objects]) for key in objects[0] if key not in BESIDE}
     count = len(objects)
     return batch | {"label": np.array(labels if labels is not None else [0] * count, np.int32),
                     "object_index": np.arange(count, dtype=np.int32), "real": np.ones(count, bool)}

@@ -88,13 +88,14 @@ def _scored(scans: list[Path], outputs, workdir: Path | None):
     score, ready = jax.jit(method.predict), False
     for path in scans:
         try:
-            xyz = clean(read_cloud(path), path)
-            everything = np.ones(len(xyz), bool)
+            xyz, valid, note = clean(read_cloud(path), path)
             # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
-            made = make_object(Scan(xyz=xyz, mask=~everything, valid=everything), recipe, "", "")
+            made = make_object(Scan(xyz=xyz, mask=np.zeros(len(xyz), bool), valid=valid, note=note), recipe, "", "")
         except (ValueError, OSError, MemoryError) as error:
             yield _reason(error, path)
             continue
+        if made["note"]:
+            _say(f"{path}: {made['note']}")
         if not ready:
             began = time.monotonic()
             _say(cache)
@@ -102,12 +103,13 @@ def _scored(scans: list[Path], outputs, workdir: Path | None):
         if not ready:
             _say(f"ready after {time.monotonic() - began:.0f} s")
             ready = True
-        points = to_scan(scores.points[0], made["xyz"], made["valid"], xyz)
+        points = to_scan(scores.points[0], made, xyz, valid)
+        highest = float(np.nanmax(points))
         files, hidden = rendered(path.name, made, scores.points[0], xyz, points, recipe)
-        about = {"score": round(float(scores.object[0]), 6), "max_point_score": round(float(points.max()), 6)}
+        about = {"score": round(float(scores.object[0]), 6), "max_point_score": round(highest, 6)}
         name = outputs.keep(path, about, files)
-        note = "; its highest scores are on points that no view shows" if hidden else ""
-        _say(f"{path}: object score {scores.object[0]:.3f}, highest point score {points.max():.3f}{note}"
+        told = "; its highest scores are on points that no view shows" if hidden else ""
+        _say(f"{path}: object score {scores.object[0]:.3f}, highest point score {highest:.3f}{told}"
              f" -> {outputs.folder / name}.ply, .npy, .png")  # fmt: skip
         yield None
 
@@ -149,12 +151,15 @@ def keep_compiled() -> str:
     return f"compiling the model (once; kept in {folder})"
 
 
-def to_scan(points: np.ndarray, scored_xyz: np.ndarray, valid: np.ndarray, xyz: np.ndarray) -> np.ndarray:
-    """Scores of the scored points [M] -> one for every point of the scan [S], the nearest scored point's."""
-    from scipy.spatial import cKDTree
+def to_scan(points: np.ndarray, made: dict, xyz: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Scores of the scored points [M] of `make_object` -> one for every row of the scan [S], float32: the nearest scored point's,
+    NaN for rows that hold no point."""
+    from data_pipelines.clouds import nearest
 
-    nearest = cKDTree(scored_xyz[valid]).query(xyz)[1]
-    return points[valid][nearest].astype(np.float32)
+    scored = made["valid"]
+    scores = np.full(len(xyz), np.nan, np.float32)
+    scores[valid] = points[scored][nearest(made["xyz"][scored], made["frame"].unit(xyz[valid]))]
+    return scores
 
 
 def rendered(title: str, made: dict, scored: np.ndarray, xyz: np.ndarray, points: np.ndarray,
@@ -165,15 +170,16 @@ def rendered(title: str, made: dict, scored: np.ndarray, xyz: np.ndarray, points
 
     Args:
       made, scored: of the scored points; fields of `make_object`, scores [M].
-      xyz, points: of the scan, [S,3] and scores [S].
+      xyz, points: of the scan, [S,3] and scores [S], NaN for rows that hold no point.
       recipe: that `made` was made with.
     """
     from experiments import pictures
 
-    low, high = (float(v) for v in np.quantile(points, [0.5, 0.999]))
+    low, high = (float(v) for v in np.nanquantile(points, [0.5, 0.999]))
     scores = io.BytesIO()
     np.save(scores, points)
-    colours = pictures.heat_colours((points - low) / max(high - low, 1e-12))
+    colours = pictures.heat_colours(np.nan_to_num((points - low) / max(high - low, 1e-12)))
+    colours[np.isnan(points)] = 128  # no points: grey
     hot = scored >= np.quantile(scored[made["valid"]], 0.99)
     shown = [pictures.front(made, recipe, view) for view in range(len(made["render"]))]
     hits = np.array([(hot[front] & (front >= 0)).sum() for front in shown])

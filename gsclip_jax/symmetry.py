@@ -34,7 +34,7 @@ def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax
     on the surface (point to plane, the worst fifth left out).
 
     Args:
-      xyz: float32 [M,3] of one object, finite.
+      xyz: float32 [M,3] of one object, finite, in an order as if drawn at random.
       normals: float32 [M,3], of either sign.
       valid: bool [M]; others have no say.
 
@@ -45,9 +45,9 @@ def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax
     total = jnp.maximum(kept.sum(), 1)
     xyz = (xyz - (xyz * kept).sum(0) / total) * kept
     xyz = xyz / jnp.maximum(jnp.sqrt(jnp.square(xyz).sum() / total), 1e-30)
-    # Golden ratio: evenly over the storage order, and padding changes nothing.
-    rank = np.arange(len(xyz), dtype=np.uint64) * 2654435769 % 2**32 >> 1
-    order = jnp.argsort(jnp.where(valid, rank.astype(np.uint32), np.uint32(2**31)))[:REFERENCE]
+    # Records hold points in an order as if drawn at random (`data_pipelines.canonical`): the first are evenly spread, and the same
+    # ones in whatever order, unit or place the scan came.
+    order = jnp.argsort(~valid, stable=True)[:REFERENCE]
     surface, planes, there = xyz[order], normals[order], valid[order]
     surface = jnp.where(there[:, None], surface, 1e3)
 

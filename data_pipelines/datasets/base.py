@@ -41,12 +41,13 @@ class Sample:
 class Scan:
     """A scan in file order: S points, of which the organised ones are the row-major pixels of an H x W grid."""
 
-    xyz: np.ndarray  # [S, 3] float32, the scan's own unit and frame
+    xyz: np.ndarray  # [S, 3] float64, the scan's own unit and frame
     mask: np.ndarray  # [S] bool, defective points; all false where nobody marked them (`Sample.labelled`)
-    valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans
+    valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans and for other rows that hold no point
     grid: tuple[int, int] | None = None  # (H, W) of organised scans
     rgb: np.ndarray | None = None  # [H, W, 3] uint8
     views: GivenViews | None = None  # where the data set brings its own pictures
+    note: str = ""  # one line on rows that were left out
 
 
 @dataclasses.dataclass

@@ -114,7 +114,7 @@ class Eyecandies:
             if not Path(sample.mask_path).is_file():
                 raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
             mask = read_flags(sample.mask_path, shape)
-        xyz = (world @ TURN.T).astype(np.float32)
+        xyz = world @ TURN.T
         if not valid.any():
             raise DataError(f"{sample.path}: no object, all {valid.size} pixels are background; check {info.name}, {pose.name}")
         clean(xyz[valid], sample.path)

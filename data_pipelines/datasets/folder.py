@@ -116,19 +116,20 @@ class Folder:
         kind, grid = path.suffix.lower(), None
         if kind in TIFF:
             image = read_xyz(path)
-            grid, xyz = image.shape[:2], image.reshape(-1, 3)
-            valid = xyz.any(1)
-            clean(xyz[valid], path)
+            grid, points = image.shape[:2], image.reshape(-1, 3)
         else:
             points = sample_mesh(path, MESH_POINTS, seed_of(sample.category, sample.id)) if kind in MESHES else read_cloud(path)
-            xyz = clean(points, path)
-            valid = np.ones(len(xyz), bool)
+        xyz, valid, note = clean(points, path)
+        if grid:  # empty pixels are nothing to speak of
+            valid, note = valid & xyz.any(1), ""
         if sample.mask_path is None:
-            return Scan(xyz, np.zeros(len(xyz), bool), valid, grid)
+            return Scan(xyz, np.zeros(len(xyz), bool), valid, grid, note=note)
         marks = Path(sample.mask_path)
         if not marks.is_file():
             raise DataError(f"{marks}: no such file")
-        return Scan(xyz, read_marks(marks, xyz, grid, ordered=kind not in MESHES), valid, grid)
+        # Rows without a point take the place of one, so that they have no say in where the marks lie.
+        mask = read_marks(marks, np.where(valid[:, None], xyz, xyz[valid][:1]), grid, ordered=kind not in MESHES)
+        return Scan(xyz, mask & valid, valid, grid, note=note)
 
 
 class _Marks:

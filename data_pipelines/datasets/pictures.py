@@ -13,7 +13,7 @@ TIFF = (".tiff", ".tif")
 
 
 def read_xyz(path: str | Path) -> np.ndarray:
-    """An organised cloud [H, W, 3] float32 from a TIFF of float32 or float64; 0, 0, 0 where there is no data (also for NaN).
+    """An organised cloud [H, W, 3] float64 from a TIFF of float32 or float64; 0, 0, 0 where there is no data (also for NaN).
 
     Raises:
       DataError: missing, truncated or unreadable file, other type or shape.
@@ -37,8 +37,7 @@ def read_xyz(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: expected an organised cloud of shape (height, width, 3), found {xyz.shape}")
     if xyz.dtype.kind != "f" or xyz.dtype.itemsize < 4:
         raise DataError(f"{path}: expected float32 or float64 coordinates, found {xyz.dtype}; export them without scaling")
-    with np.errstate(over="ignore"):
-        xyz = xyz.astype(np.float32)
+    xyz = xyz.astype(np.float64)
     xyz[~np.isfinite(xyz).all(-1)] = 0
     return xyz
 

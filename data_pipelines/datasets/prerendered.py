@@ -83,7 +83,9 @@ class Prerendered:
         kept, grid = _kept(spelt(specie / "2d_3d_cor" / name / KEPT), side, count)
         points, source = _points(specie, name, kept, side if grid else None)
         _same_count(source, len(points), name, count)
-        points = clean(points, source)
+        points, fit, note = clean(points, source)
+        if not fit.all():
+            raise DataError(f"{source}: {note}, but the pictures of {name} show {count} points; restore the matching files")
         pix, seen = fill_unseen(points, maps[..., :2].astype(np.int16), maps[..., 2] > 0)
         total = side * side if grid else count
         given = GivenViews(**views, pix=_spread(pix, kept, total, 1), seen=_spread(seen, kept, total, 1))

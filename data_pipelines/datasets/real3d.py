@@ -78,7 +78,7 @@ class Real3D:
 
     def load(self, sample: Sample) -> Scan:
         if sample.mask_path is None:
-            xyz = clean(read_cloud(sample.path), sample.path)
+            xyz, valid, note = clean(read_cloud(sample.path), sample.path)
             mask = np.zeros(len(xyz), bool)
         else:
             if not Path(sample.mask_path).is_file():
@@ -90,12 +90,12 @@ class Real3D:
             if abs(len(rows) - count) > ROWS_OFF:
                 raise DataError(f"{sample.mask_path}: ground truth has {len(rows)} rows but {Path(sample.path).name} has "
                                 f"{count} points; restore the matching pair of files")
-            xyz = clean(rows[:, :3], sample.mask_path)
+            xyz, valid, note = clean(rows[:, :3], sample.mask_path)
             labels = rows[:, 3]
-            if not np.isin(labels, (0, 1)).all():
+            if not np.isin(labels[valid], (0, 1)).all():
                 raise DataError(f"{sample.mask_path}: labels (fourth column) must be 0 or 1")
             mask = labels > 0.5
-        return Scan(xyz=xyz, mask=mask, valid=np.ones(len(xyz), bool))
+        return Scan(xyz=xyz, mask=mask, valid=valid, note=note)
 
     def is_template(self, stem: str) -> bool:
         """Whether a file name is that of a defect-free template: the word ends it, as in 12_template or 12_template_cut."""
