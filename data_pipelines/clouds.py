@@ -192,8 +192,8 @@ def _between_lengths(length: np.ndarray, radius: float) -> float:
 
 def _level(length: np.ndarray) -> np.ndarray:
     """Lengths as whole numbers that rise with them and are the same for lengths less than a hundredth apart, most of them."""
-    part, exponent = np.frexp(length)
-    return np.where(length > 0, np.rint(part * 128).astype(np.int64) + (exponent.astype(np.int64) << 8), np.int64(-1) << 24)
+    part, exponent = np.frexp(length)  # part: 0.5 to 1
+    return np.where(length > 0, np.rint((part - 0.5) * 128).astype(np.int64) + 64 * exponent.astype(np.int64), np.int64(-1) << 24)
 
 
 def _cell_side(steps: np.ndarray, count: int) -> float:

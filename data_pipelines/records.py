@@ -28,7 +28,7 @@ from .locks import locked
 from .objects import BAD, Recipe, no_space, recipe_of, write_atomic
 from .workers import render_parts
 
-VERSION = 3  # raise when the same recipe gives other records
+VERSION = 4  # raise when the same recipe gives other records
 INDEX = "records.json"
 
 

@@ -5,13 +5,14 @@ import pytest
 from scipy.spatial import cKDTree
 
 from data_pipelines import cloud_files, clouds
+from data_pipelines.canonical import frame_of, shuffled
 from data_pipelines.datasets import DataError, Scan
 
 from .scans import ellipsoid
 
 
 def scan_of(xyz, mask=None):
-    return Scan(np.float32(xyz), np.zeros(len(xyz), bool) if mask is None else mask, np.ones(len(xyz), bool))
+    return Scan(xyz, np.zeros(len(xyz), bool) if mask is None else mask, np.ones(len(xyz), bool))
 
 
 @pytest.mark.parametrize("suffix", [".pcd", ".ply", ".xyz", ".txt", ".csv", ".npy"])
@@ -39,10 +40,17 @@ def test_unknown_formats_and_missing_files(tmp_path):
             cloud_files.read_cloud(path)
 
 
+def farthest(xyz, count, seed):
+    """Indices of farthest points, as `resample` finds them."""
+    steps = frame_of(xyz).steps(xyz)
+    order = shuffled(steps, seed)
+    return np.sort(order[clouds.farthest_points(steps[order], count)])
+
+
 def test_farthest_points_spread_as_the_exact_method_does():
-    xyz = ellipsoid(6000, 1)[0].astype(np.float32)
-    xyz = np.concatenate([xyz, xyz[:2000] + np.float32(0.01)])  # uneven density
-    picked = clouds.farthest_points(xyz, 1500, seed=0)
+    xyz = ellipsoid(6000, 1)[0]
+    xyz = np.concatenate([xyz, xyz[:2000] + 0.01])  # uneven density
+    picked = farthest(xyz, 1500, seed=0)
     assert len(set(picked)) == 1500
 
     import open3d as o3d
@@ -54,27 +62,24 @@ def test_farthest_points_spread_as_the_exact_method_does():
 
     (cover, gap), (cover_exact, gap_exact) = cover_and_gap(xyz[picked]), cover_and_gap(exact)
     assert cover < 1.12 * cover_exact and gap > 0.9 * gap_exact
-    np.testing.assert_array_equal(picked, clouds.farthest_points(xyz, 1500, seed=0))
-    assert (picked != clouds.farthest_points(xyz, 1500, seed=1)).any()
+    np.testing.assert_array_equal(picked, farthest(xyz, 1500, seed=0))
+    assert (picked != farthest(xyz, 1500, seed=1)).any()
 
 
 def test_farthest_points_of_odd_clouds():
-    copies = np.repeat(ellipsoid(30, 0)[0], 20, axis=0)
-    picked = clouds.farthest_points(copies, 100, 0)
-    assert len(set(picked)) == 100 and len(np.unique(copies[picked], axis=0)) == 30
     dense = ellipsoid(20_000, 0)[0]
-    picked = clouds.farthest_points(dense, 200, 0)  # thinned first
+    picked = farthest(dense, 200, 0)  # thinned first
     assert len(set(picked)) == 200
     assert cKDTree(dense[picked]).query(dense)[0].max() < 3.2
     line = np.stack([np.arange(1000.0), np.zeros(1000), np.zeros(1000)], 1)
-    assert np.diff(clouds.farthest_points(line, 100, 0)).max() < 20
+    assert np.diff(farthest(line, 100, 0)).max() < 20
 
 
 def test_resample_down_keeps_points_and_labels():
     xyz, mask = ellipsoid(3000, 2, bump=True)
     down = clouds.resample(scan_of(xyz, mask), 1000, seed=3)
     assert down.xyz.shape == (1000, 3) and not down.organised and down.valid.all()
-    np.testing.assert_array_equal(down.xyz, np.float32(xyz)[down.source])
+    np.testing.assert_array_equal(down.xyz, down.frame.unit(xyz)[down.source])
     np.testing.assert_array_equal(down.mask, mask[down.source])
 
 
@@ -83,10 +88,11 @@ def test_resample_up_adds_points_between_neighbours(count):
     xyz, mask = ellipsoid(1000, 2, bump=True)
     up = clouds.resample(scan_of(xyz, mask), count, seed=3)
     assert up.xyz.shape == (count, 3) and up.xyz.dtype == np.float32 and len(np.unique(up.xyz, axis=0)) > 0.99 * count
-    np.testing.assert_array_equal(up.xyz[:1000], np.float32(xyz))
+    whole = up.frame.unit(xyz)
+    assert (cKDTree(up.xyz).query(whole)[0] == 0).all()
     np.testing.assert_array_equal(up.mask, mask[up.source])
-    to_source = np.linalg.norm(up.xyz - xyz[up.source], axis=1)
-    nearest_edge = cKDTree(xyz).query(xyz, k=4)[0][:, 3]
+    to_source = np.linalg.norm(up.xyz - whole[up.source], axis=1)
+    nearest_edge = cKDTree(whole).query(whole, k=4)[0][:, 3]
     assert (to_source <= nearest_edge.max() / 2 + 1e-4).all()  # the nearer end
     np.testing.assert_array_equal(up.xyz, clouds.resample(scan_of(xyz, mask), count, seed=3).xyz)
 

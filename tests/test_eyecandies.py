@@ -113,7 +113,7 @@ def test_points_and_foreground(made, which):
     reader = open_reader("eyecandies", made)
     sample = reader.samples("Candy Cane")[which]
     scan = reader.load(sample)
-    assert scan.grid == (512, 512) and scan.xyz.shape == (SIDE * SIDE, 3) and scan.xyz.dtype == np.float32
+    assert scan.grid == (512, 512) and scan.xyz.shape == (SIDE * SIDE, 3) and scan.xyz.dtype == np.float64
     ball = scene()[2]
     assert (scan.valid.reshape(SIDE, SIDE) != ball).sum() <= 10 and 10_000 < ball.sum() < 40_000
     assert scan.mask.sum() == 150 and scan.mask.reshape(SIDE, SIDE)[250:260, 256:271].all()

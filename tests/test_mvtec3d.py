@@ -74,7 +74,7 @@ def test_keeps_the_object_on_a_square_without_touching_the_files(root):
     scan, good = (reader.load(sample) for sample in reader.samples("tire")[:2])
     assert digest(root) == before
     xyz, dome = table()
-    assert scan.grid == (100, 100) and scan.xyz.shape == (10000, 3) and scan.xyz.dtype == np.float32
+    assert scan.grid == (100, 100) and scan.xyz.shape == (10000, 3) and scan.xyz.dtype == np.float64
     valid = scan.valid.reshape(100, 100)
     inner = (slice(20, 20 + HEIGHT), slice(13, 13 + WIDTH))
     assert valid.sum() == valid[inner].sum() and 350 < dome.sum() < 600

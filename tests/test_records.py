@@ -167,7 +167,7 @@ def test_broken_scan_stops_with_its_name_and_can_be_repaired(tmp_path):
     xyz = np.full((700, 3), np.nan)
     write_pcd(path, xyz)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(DataError, match=r"9_good.pcd: 700 of 700 points are NaN") as error:
+    with pytest.raises(DataError, match=r"9_good.pcd: only 0 points \(700 are NaN of 700 rows") as error:
         records.prepare(config(root), tmp_path / "cache", workers=1, progress=lambda line: None)
     assert "\n" not in str(error.value)
     (folder,) = (tmp_path / "cache").glob("real3d-*")
