@@ -74,11 +74,11 @@ def distinct(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shuffled(steps: np.ndarray, seed: int) -> np.ndarray:
-    """An order [S] of distinct points [S, 3] in whole numbers of GRID steps that looks drawn at random and is decided by where the
-    points lie.
+    """An order [S] of distinct points [S, 3] in whole numbers of GRID steps that looks drawn at random and is decided by where
+    the points lie.
 
-    A point's place in it is a hash of the cell it is in and of its rank inside the cell. So a point that round-off moves, comes or
-    goes changes the order of its own cell alone, where a permutation drawn by index would change everything.
+    A point's place in it is a hash of the cell it is in and of its rank inside the cell. So a point that round-off moves, comes
+    or goes changes the order of its own cell alone, where a permutation drawn by index would change everything.
     """
     # Half a cell aside: the middle of a flat part must not lie on the border between two.
     cell = np.floor(steps * (_CELLS / GRID) + 0.5).astype(np.int64) + _CELLS

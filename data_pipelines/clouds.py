@@ -124,7 +124,7 @@ def resample(scan: Scan, count: int, seed: int) -> Resampled:
 
 
 def _between(steps: np.ndarray, turned: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(start, end, ratio) [count] of points on the edges to the three nearest neighbours: the first of all there are, `shuffled`."""
+    """(start, end, ratio) [count] of points on the edges to the three nearest neighbours: the first of all, `shuffled`."""
     near = knn(steps / GRID, 4)[:, 1:]
     edges = np.stack([np.repeat(np.arange(len(steps)), near.shape[1]), near.ravel()], 1)
     edges = np.unique(np.sort(edges, 1), axis=0)
@@ -182,8 +182,8 @@ def _pairs(points: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _between_lengths(length: np.ndarray, radius: float) -> float:
-    """A radius just below `radius` that no length lies close to, if there is one: of a scan whose coordinates have few digits many
-    pairs are as long as each other, and round-off is not to part them."""
+    """A radius just below `radius` that no length lies close to, if there is one: of a scan whose coordinates have few digits
+    many pairs are as long as each other, and round-off is not to part them."""
     near = np.sort(length[(length <= 1.01 * radius) & (length >= 0.98 * radius)])
     middle = (near[1:] + near[:-1]) / 2
     clear = np.flatnonzero((np.diff(near) >= CLEAR) & (middle <= radius))
@@ -238,8 +238,8 @@ def unit_sphere(xyz: np.ndarray) -> np.ndarray:
 
 
 def cloud_points(xyz: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """PointNet++'s input [count, 3] float32: points of the unit-sphere cloud as if drawn at random (`shuffled`); all of them, some
-    twice, if fewer."""
+    """PointNet++'s input [count, 3] float32: points of the unit-sphere cloud as if drawn at random (`shuffled`); all of them,
+    some twice, if fewer."""
     steps = frame_of(xyz).steps(xyz)
     order = shuffled(steps, seed)
     return unit_sphere(xyz)[np.resize(order, count)]

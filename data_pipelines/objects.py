@@ -203,7 +203,7 @@ def no_space(folder: str | Path) -> DataError:
 def write_part(path: Path, made: Mapping[str, np.ndarray]) -> None:
     """Keeps one object as a part file. Raises DataError when the disk is full."""
     buffer = io.BytesIO()
-    np.savez(buffer, **pack(made))
+    np.savez(buffer, note=np.array(made.get("note", "")), **pack(made))
     try:
         write_atomic(path, buffer.getvalue())
     except OSError as error:

@@ -106,6 +106,10 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
         row["path"] = now.get((row["category"], row["name"]), row["path"])
     for row in found.skipped:
         progress(f"left out: {row['error']}")
+    told = [row for row in found.index if row.get("note")]
+    if told:
+        progress(f"{len(told)} of {len(found.index)} scans hold rows that take no part, as {told[0]['path']}: {told[0]['note']}"
+                 f"{f' (all of them: {found.dir / INDEX})' if len(told) > 1 else ''}")
     return found
 
 
@@ -245,12 +249,18 @@ def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str
     kept = [samples[row] for row in good]
     write_tfds(folder, [part_of[row] for row in good], kept, recipe, beam)
     index = [{"name": s.id, "category": s.category, "defect": s.defect, "label": s.label, "labelled": s.labelled,
-              "path": s.path} for s in kept]  # fmt: skip
+              "path": s.path, "note": _note(part_of[row])} for row, s in zip(good, kept, strict=True)]  # fmt: skip
     source = {"name": plan.reader.name, "root": str(plan.reader.root), "reader": plan.options}
     content = {"version": VERSION, "key": plan.key, "recipe": recipe.json(), "source": source, "index": index,
                "skipped": skipped, "left_out": plan.reader.listing.rows(), "sha256": checksums(folder)}
     write_atomic(folder / INDEX, json.dumps(content, indent=1).encode())
     shutil.rmtree(parts)
+
+
+def _note(part: Path) -> str:
+    """What is said of a scan's rows that took no part."""
+    with np.load(part) as arrays:
+        return str(arrays["note"]) if "note" in arrays.files else ""
 
 
 def checksums(folder: Path) -> dict[str, str]:

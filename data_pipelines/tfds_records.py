@@ -82,7 +82,7 @@ def example(row: int, part: str, sample: Sample, rgb: bool) -> tuple[int, dict]:
     """Key and features of one record. Raises DataError when its part cannot be read."""
     try:
         with np.load(part) as arrays:
-            record = {name: arrays[name] for name in arrays.files if rgb or name != "rgb"}
+            record = {name: arrays[name] for name in arrays.files if name != "note" and (rgb or name != "rgb")}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{part}: unreadable part ({error}); delete it and run again") from error
     for name in ("render", "depth", "view_mask", "rgb"):

@@ -18,7 +18,7 @@ import pytest
 from data_pipelines import fingerprints, objects, records, workers
 from data_pipelines.datasets import DataError, open_reader
 
-from .scans import write_pcd, write_set
+from .scans import ellipsoid, write_pcd, write_set
 
 SMALL = {"name": "real3d", "train_category": "ball", "points": 600, "image_size": 48, "views": 3, "cameras": "ring", "window": 96,
          "point_size": 4, "cloud_points": 128, "neighbours": 4, "sample_seed": 0}
@@ -241,3 +241,16 @@ def test_a_batch_without_records(made, root):
     fresh = [objects.make_object(reader.load(s), made.recipe, s.category, s.id) for s in reader.samples("egg")[1:3]]
     lengths = batch.check(objects.to_batch(fresh, labels=[0, 1]))
     assert lengths == {"B": 2, "V": 3, "H": 48, "W": 48, "N": 128, "M": 600, "K": 4}
+
+
+def test_rows_that_hold_no_point_are_said_and_kept_in_the_index(tmp_path):
+    root = write_set(tmp_path / "set", categories=("ball",))
+    path = root / "ball" / "test" / "9_good.pcd"
+    xyz = ellipsoid(700, 5)[0]
+    write_pcd(path, np.concatenate([xyz, np.zeros((50, 3)), xyz[:20]]))
+    said = []
+    found = records.prepare(config(root), tmp_path / "cache", workers=1, progress=said.append)
+    (row,) = [row for row in found.index if row["note"]]
+    assert row["name"] == "9_good"
+    assert "50 lie at exactly 0, 0, 0 of 770 rows" in row["note"] and "20 of 770 points are copies" in row["note"]
+    assert sum("1 of 4 scans hold rows that take no part" in line for line in said) == 1
