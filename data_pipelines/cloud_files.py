@@ -2,113 +2,85 @@
 
 from __future__ import annotations
 
-import re
+import io
 from pathlib import Path
 
 import numpy as np
 
+from .columns import axes, fields_xyz, unnamed_xyz
 from .datasets.base import DataError
-from .tables import read_table
+from .file_kinds import OTHERS, SAVE_AS, contents
+from .pcd_files import read_pcd
+from .ply_files import read_ply
+from .tables import read_points
 
-_HEADER_BYTES = 1 << 16
+TEXT = (".txt", ".xyz", ".csv", ".tsv", ".asc", ".pts")
 
 
 def read_cloud(path: str | Path) -> np.ndarray:
-    """Points [S, 3] float64 of a PCD, PLY, XYZ, text or NPY file, in file order.
+    """Points [S, 3] float64 of a PCD, PLY, NPY or text file (`tables.read_points`): every row, in file order, as stored. A row
+    with a NaN is one that the scanner did not see.
 
     Raises:
-      DataError: missing, empty, truncated or unreadable file, or unknown format.
+      DataError: missing, empty, truncated, damaged or unknown file, one that is something else, or columns of which nobody can
+        say which are x, y and z.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     kind = path.suffix.lower()
-    if kind in (".txt", ".xyz", ".csv"):
-        return read_table(path)[:, :3]
+    if kind in TEXT:
+        return read_points(path)
+    content = contents(path)
     if kind == ".npy":
-        try:
-            points = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{path}: not a readable array ({error}); write it again") from error
-        if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
-            raise DataError(f"{path}: expected an array of shape (points, 3), found {points.shape} {points.dtype}")
-        return points[:, :3].astype(np.float64)
-    if kind not in (".pcd", ".ply"):
-        raise DataError(f"{path}: unknown cloud format {kind!r}; use pcd, ply, xyz, txt, csv or npy")
-    count = point_count(path)
-    import open3d as o3d  # half a second to import, and text files do without it
-
-    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-        points = np.asarray(o3d.io.read_point_cloud(str(path)).points)
-    if len(points) != count:
-        raise DataError(f"{path}: damaged, {len(points)} of {count} points could be read; copy or convert it again")
-    return points
+        return _array_xyz(array_of(content, path), path)
+    if kind in (".pcd", ".ply"):
+        return fields_xyz((read_pcd if kind == ".pcd" else read_ply)(content, path), path)
+    if kind in OTHERS:
+        raise DataError(f"{path}: unknown cloud format {kind!r} ({OTHERS[kind]}); {SAVE_AS}")
+    raise DataError(f"{path}: unknown cloud format {kind!r}; use pcd, ply, npy, xyz, txt or csv")
 
 
-def point_count(path: str | Path) -> int:
-    """Number of points a PCD or PLY header promises, after a check that the file is long enough to hold them.
+def read_array(path: str | Path) -> np.ndarray:
+    """The array of an NPY file.
 
     Raises:
-      DataError: no or broken header, or a file cut short.
+      DataError: as `contents`, for a damaged header, objects instead of numbers, or another size than the header says.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
-    if size == 0:
-        raise DataError(f"{path}: the file is empty")
-    count, start, each, unit = _pcd_layout(path, head) if path.suffix.lower() == ".pcd" else _ply_layout(path, head)
-    if unit == "numbers":
-        with path.open("rb") as file:
-            file.seek(start)
-            there = len(file.read().split())
-    else:
-        there = size - start
-    if there < each:
-        raise DataError(f"{path}: truncated, {there} {unit} where {count} points need at least {each}; copy it again")
-    return count
+    return array_of(contents(path), path)
 
 
-def _pcd_layout(path: Path, head: bytes) -> tuple[int, int, int, str]:
-    """(points, where they start, how many bytes or numbers they take, 'bytes' or 'numbers') of a PCD file."""
-    match = re.search(rb"^DATA[ \t]+(\w+)[^\n]*\n", head, re.MULTILINE)
-    lines = [line.split() for line in head[: match.start()].splitlines()] if match else []
-    fields = {words[0].upper(): words[1:] for words in lines if words}
+def array_of(content: bytes, path: str | Path) -> np.ndarray:
+    """As `read_array`, of a file with the bytes `content`."""
+    stream = io.BytesIO(content)
     try:
-        if b"POINTS" in fields:
-            count = int(fields[b"POINTS"][0])
-        else:
-            count = int(fields[b"WIDTH"][0]) * int(fields[b"HEIGHT"][0])
-        sizes = [int(s) for s in fields[b"SIZE"]]
-        counts = [int(c) for c in fields.get(b"COUNT", [b"1"] * len(sizes))]
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(f"{path}: not a PCD file (no complete header); write it again") from error
-    start, data = match.end(), match.group(1)
-    if data == b"binary":
-        return count, start, count * sum(s * c for s, c in zip(sizes, counts, strict=True)), "bytes"
-    if data == b"binary_compressed":  # two uint32: packed and unpacked bytes
-        return count, start, 8 + int.from_bytes(head[start : start + 4], "little"), "bytes"
-    return count, start, count * sum(counts), "numbers"
+        major = np.lib.format.read_magic(stream)[0]
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except Exception as error:  # the header is a piece of Python; damaged ones raise whatever its parser does
+        raise DataError(f"{path}: not a readable array (no NPY file, or its header is damaged); write it again with "
+                        "numpy.save") from error
+    if dtype.hasobject:
+        raise DataError(f"{path}: holds Python objects, not numbers; write it again with numpy.save of an array of numbers")
+    if not all(0 <= length < 1 << 48 for length in shape):
+        raise DataError(f"{path}: says its shape is {str(shape)[:60]}; write it again with numpy.save")
+    count, start = int(np.prod(shape, dtype=object)), stream.tell()
+    if count * dtype.itemsize != len(content) - start:
+        raise DataError(f"{path}: not a readable array (damaged: {len(content) - start} bytes where {str(shape)[:60]} "
+                        f"{dtype.name[:20]} takes {count * dtype.itemsize}); copy or write it again")
+    if not count or not dtype.itemsize:
+        raise DataError(f"{path}: expected numbers, the array is empty; export it again")
+    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
 
 
-_PLY_BYTES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2, "int": 4, "uint": 4,
-              "int32": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
-
-
-def _ply_layout(path: Path, head: bytes) -> tuple[int, int, int, str]:
-    """As `_pcd_layout`, of a PLY file, counting its vertices alone."""
-    end = re.search(rb"end_header\r?\n", head)
-    lines = [line.split() for line in head[: end.start()].decode("ascii", "replace").splitlines()] if end else []
-    count, width, inside, text = None, 0, False, False
-    for words in lines:
-        if words[:1] == ["format"]:
-            text = words[1:2] == ["ascii"]
-        elif words[:2] == ["element", "vertex"] and words[2:3] and words[2].isdigit():
-            count, inside = int(words[2]), True
-        elif words[:1] == ["element"]:
-            inside = False
-        elif words[:1] == ["property"] and inside:
-            width += 1 if text else _PLY_BYTES.get(words[1], 1)
-    if not head.startswith(b"ply") or count is None or end is None:
-        raise DataError(f"{path}: not a PLY file of points (no complete header); write it again")
-    return count, end.end(), count * width, "numbers" if text else "bytes"
+def _array_xyz(found: np.ndarray, path: Path) -> np.ndarray:
+    if found.dtype.names:
+        picked = axes(found.dtype.names, path)
+        columns = [found[found.dtype.names[at]] for at in picked or ()]
+        if not columns or any(column.dtype.kind not in "fiu" or column.ndim != found.ndim for column in columns):
+            raise DataError(f"{path}: has no numbers x, y and z (found: {', '.join(found.dtype.names)}); name the fields so")
+        return np.stack([column.ravel().astype(np.float64) for column in columns], axis=1)
+    rows, grid = found.ndim == 2 and found.shape[1] >= 3, found.ndim == 3 and found.shape[2] == 3
+    if found.dtype.kind not in "fiu" or not (rows or grid):
+        raise DataError(f"{path}: expected an array of shape (points, 3), found {found.shape} {found.dtype}")
+    if rows and found.shape[0] in (3, 4) and found.shape[1] > 4:
+        raise DataError(f"{path}: an array of {found.shape}; points go in rows, write its transpose")
+    return unnamed_xyz(found.reshape(-1, found.shape[-1]).astype(np.float64), path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cloud_files import read_cloud
+from ..cloud_files import read_array, read_cloud
 from ..clouds import clean
 from ..render import fill_unseen
 from .base import DataError, GivenViews, Sample, Scan
@@ -194,10 +194,7 @@ def _same_count(path: str | Path, found: int, name: str, count: int) -> None:
 
 def _array(path: Path) -> np.ndarray:
     """An array of whole numbers. Raises DataError when the file is none."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a readable array ({' '.join(str(error).split())}); restore it from the archive") from error
+    found = read_array(path)
     if found.dtype.kind not in "iu":
         raise DataError(f"{path}: expected whole numbers, found {found.dtype}; restore it from the archive")
     return found.astype(np.int64)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cloud_files import point_count, read_cloud
+from ..cloud_files import read_cloud
 from ..clouds import clean
-from ..tables import read_table
 from .base import DataError, Sample, Scan
 from .listing import Listing, Partners, find_categories, unknown_category
+from .truth import read_labels
 
 CLOUDS = (".pcd", ".ply")
 TRUTH = ".txt"
@@ -83,15 +83,14 @@ class Real3D:
         else:
             if not Path(sample.mask_path).is_file():
                 raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
-            rows = read_table(sample.mask_path)
-            if rows.shape[1] < 4:
-                raise DataError(f"{sample.mask_path}: expected rows 'x y z label', found {rows.shape[1]} columns")
-            count = point_count(sample.path)
-            if abs(len(rows) - count) > ROWS_OFF:
-                raise DataError(f"{sample.mask_path}: ground truth has {len(rows)} rows but {Path(sample.path).name} has "
+            xyz, labels = read_labels(sample.mask_path)
+            if xyz is None:
+                raise DataError(f"{sample.mask_path}: expected rows 'x y z label', found labels alone; restore the file")
+            count = len(read_cloud(sample.path))
+            if abs(len(xyz) - count) > ROWS_OFF:
+                raise DataError(f"{sample.mask_path}: ground truth has {len(xyz)} rows but {Path(sample.path).name} has "
                                 f"{count} points; restore the matching pair of files")
-            xyz, valid, note = clean(rows[:, :3], sample.mask_path)
-            labels = rows[:, 3]
+            xyz, valid, note = clean(xyz, sample.mask_path)
             if not np.isin(labels[valid], (0, 1)).all():
                 raise DataError(f"{sample.mask_path}: labels (fourth column) must be 0 or 1")
             mask = labels > 0.5
