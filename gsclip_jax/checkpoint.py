@@ -41,6 +41,13 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, ascending."""
+        return [found.step for found in self._checkpointer.checkpoints]
+
+    def delete(self, step: int) -> None:
+        self._checkpointer.delete(step)
+
     def save(self, step: int, state: Any) -> None:
         """Writes `state` (a pytree of arrays) as `step`, replacing one of the same step."""
         self._checkpointer.save(step, state, force=True, overwrite=True)

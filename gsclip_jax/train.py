@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,9 +16,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from gsclip_jax.checkpoint import Checkpoints
+from gsclip_jax.checkpoint import CheckpointError, Checkpoints
 from gsclip_jax.method import Method, Params, Stage, Stats
-from gsclip_jax.sharding import place, put_batch, replicated
+from gsclip_jax.sharding import path_name, place, put_batch, replicated, specs
 from gsclip_jax.writer import MetricWriter, Progress
 
 
@@ -132,54 +134,152 @@ def fit(
       All parameters (trained and frozen) and the statistics, on the mesh.
 
     Raises:
-      ValueError: a group unclaimed (partition); FloatingPointError: the loss is not finite (the last checkpoint stays).
+      ValueError: a group unclaimed (partition), or no checkpoint that can be gone on from (CheckpointError).
+      FloatingPointError: the loss, the gradient or the state is not finite. Such a state is never saved: the last checkpoint
+        stays as it is, and a second call goes on from it.
     """
     steps = stage.epochs * steps_per_epoch
     optimiser = make_optimiser(stage, steps)
-    trainable, frozen = (place(part, mesh) for part in partition(params, stage))
+    trainable, frozen = partition(params, stage)
+    trainable = place(trainable, mesh)
+    frozen = jax.device_put(frozen, specs(frozen, mesh))  # nothing of it is donated: what lies there already is not copied
     stats = jax.device_put(stats, replicated(mesh))
     opt_state = jax.jit(optimiser.init)(trainable)
     state = State(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), trainable, opt_state, stats)
     state = place(state, mesh)
 
     with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
-        first = int(state.step)
+        state, first = restore(checkpoints, state, stage.name)
         if first < steps:
             if writer:
                 writer.rewind(stage.name, first)
             step, key = make_step(method, stage, optimiser), jax.random.key(seed)
-            state = _loop(step, state, frozen, batches(first), key, first, steps, stage, mesh, checkpoints, writer,
-                          save_every_s, log_every)  # fmt: skip
+            watch = Watch(stage.name, first, writer, Progress(stage.name, steps), log_every, steps)
+            state = _loop(step, state, frozen, batches(first), key, first, steps, mesh, checkpoints, watch, save_every_s)
     return {**frozen, **state.trainable}, state.stats
 
 
-def _loop(step, state, frozen, batches, key, first, steps, stage, mesh, checkpoints, writer, save_every_s, log_every):
-    progress, saved, waiting = Progress(stage.name, steps, first), time.monotonic(), None
-    for number in range(first, steps):
+def _loop(step, state, frozen, batches, key, first, steps, mesh, checkpoints, watch, save_every_s):
+    saved = time.monotonic()
+    for number in range(first + 1, steps + 1):
         state, metrics = step(state, frozen, put_batch(next(batches), mesh), key)
-        # The numbers of the logged step before are fetched now, when they are long finished: the device never waits for the host.
-        if waiting:
-            _report(*waiting, stage, writer, progress)
-            waiting = None
-        if (number + 1) % log_every == 0 or number + 1 == steps:
-            waiting = (number + 1, metrics)
-        if time.monotonic() - saved > save_every_s and number + 1 < steps:
-            checkpoints.save(number + 1, state)
+        watch.add(number, metrics)
+        if time.monotonic() - saved > save_every_s and number < steps:
+            watch.save(checkpoints, number, state)
             saved = time.monotonic()
-    if waiting:
-        _report(*waiting, stage, writer, progress)
-    checkpoints.save(steps, state)
+    watch.save(checkpoints, steps, state)
     return state
 
 
-def _report(number, metrics, stage, writer, progress):
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not all(jnp.isfinite(v) for v in values.values()):
-        raise FloatingPointError(
-            f"{stage.name} step {number}: the loss is not finite ({values}); lower the learning rate, or look at the data"
+class Watch:
+    """Whether a stage's numbers are finite: those of every step, and of every state before it is saved.
+
+    The numbers of a step are fetched together with those of the steps before it, one step after a logged one was started, when
+    they are long finished: the device never waits for the host.
+    """
+
+    def __init__(self, stage: str, first: int, writer: MetricWriter | None, progress: Progress, log_every: int, steps: int):
+        self.stage, self.writer, self.progress, self.log_every, self.steps = stage, writer, progress, log_every, steps
+        self.saved = first  # step of the newest checkpoint; 0: none
+        self._waiting: list[tuple[int, dict[str, jax.Array]]] = []  # steps that nobody has looked at yet
+
+    def add(self, number: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of step `number`, just started.
+
+        Raises:
+          FloatingPointError: those of an earlier step are not finite.
+        """
+        if self._waiting and self._waiting[-1][0] % self.log_every == 0:
+            self.look()
+        elif not self._waiting:
+            self.progress.update(number - 1)  # after the first call the program is compiled; from here on the time is the steps'
+        self._waiting.append((number, metrics))
+
+    def look(self) -> None:
+        """Fetches the metrics of all steps so far; writes the logged ones.
+
+        Raises:
+          FloatingPointError: naming the first step whose numbers are not finite.
+        """
+        found = jax.device_get([metrics for _, metrics in self._waiting])
+        numbers, self._waiting = [number for number, _ in self._waiting], []
+        for number, row in zip(numbers, found, strict=True):
+            values = {name: float(value) for name, value in row.items()}
+            if not all(math.isfinite(value) for value in values.values()):
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                raise FloatingPointError(self._stopped(number, f"the loss or its gradient is not finite ({shown})"))
+            if number % self.log_every == 0 or number == self.steps:
+                if self.writer:
+                    self.writer.write(self.stage, number, values)
+                self.progress.update(number, f"loss {values['loss']:.3f}")
+
+    def save(self, checkpoints: Checkpoints, number: int, state: State) -> None:
+        """Saves the state after step `number`, all of it finite.
+
+        Raises:
+          FloatingPointError: it is not; what is on disk stays as it is.
+        """
+        self.look()
+        if bad := not_finite(state):
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise FloatingPointError(self._stopped(number, f"the state is not finite ({bad[0]}{more})"))
+        checkpoints.save(number, state)
+        self.saved = number
+
+    def _stopped(self, number: int, what: str) -> str:
+        kept = (
+            f"the checkpoint of step {self.saved} stays, and the same command goes on from there" if self.saved
+            else "nothing of this stage was saved, and the same command starts it again"
+        )  # fmt: skip
+        return (
+            f"{self.stage} step {number}: {what}; the last good step is {number - 1}; {kept}; where it ends here again, lower "
+            "the learning rate (in another --workdir), or look at the data"
         )
-    if writer:
-        writer.write(stage.name, number, values)
-    progress.update(number, f"loss {values['loss']:.3f}")
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Paths of the leaves that hold a NaN or an infinity; one program and one fetch for the whole tree."""
+    leaves = {
+        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }  # fmt: skip
+    return [name for name, good in jax.device_get(_all_finite(leaves)).items() if not good]
+
+
+@jax.jit
+def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
+
+
+def restore(checkpoints: Checkpoints, start: State, stage: str) -> tuple[State, int]:
+    """The newest checkpoint that can be gone on from, or `start` where there is none, and its step.
+
+    Newer ones that are damaged are passed over, those that are not finite (earlier versions saved such) removed, with a line on
+    standard error.
+
+    Raises:
+      CheckpointError: none of those that are there can be gone on from.
+    """
+    problems: list[str] = []
+    empty: list[int] = []
+    for number in reversed(checkpoints.steps()):
+        try:
+            state = checkpoints.restore(start, number)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if bad := not_finite(state):
+            problems.append(
+                f"checkpoint {checkpoints.directory / str(number)} holds values that are not finite ({bad[0]}); "
+                f"remove {checkpoints.directory} to train again"
+            )
+            empty.append(number)
+            continue
+        for problem in problems:
+            print(f"{stage}: {problem.rpartition('; remove')[0]}; going on from step {number}", file=sys.stderr)
+        for worthless in empty:
+            checkpoints.delete(worthless)
+        return state, int(state.step)
+    if problems:
+        raise CheckpointError(problems[0])
+    return start, 0

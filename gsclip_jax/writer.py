@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 
@@ -54,32 +57,48 @@ def _tensorboard_writer(folder: Path):
     return SummaryWriter(str(folder))
 
 
-class Progress:
-    """One line a step or object with the time left; rewritten in place on a terminal, sparse otherwise."""
+_NAME: ContextVar[str] = ContextVar("name", default="")
 
-    def __init__(self, what: str, total: int, start: int = 0, every_s: float = 5.0):
-        self.what, self.total, self.start = what, total, start
-        self._began = time.monotonic()
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Every progress line within says `name` first: which of several runs is under way."""
+    token = _NAME.set(f"{_NAME.get()}{name} ")
+    try:
+        yield
+    finally:
+        _NAME.reset(token)
+
+
+class Progress:
+    """One line a step or object with the time left; rewritten in place on a terminal, sparse otherwise.
+
+    The time left follows from what came after the first `update`: before it, programs are compiled and workers started.
+    """
+
+    def __init__(self, what: str, total: int, every_s: float = 5.0):
+        self.what, self.total = _NAME.get() + what, total
         self._live = sys.stderr.isatty()
         self._every = 0.5 if self._live else every_s
-        self._last = self._began - (self._every if self._live else 0.0)
+        self._last = time.monotonic() - (self._every if self._live else 0.0)
+        self._first: tuple[float, int] | None = None  # of the first update: when, and how much was done
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
+        self._first = self._first or (now, done)
         finished = done >= self.total
         if not finished and now - self._last < self._every:
             return
         self._last = now
-        rate = max(done - self.start, 0) / max(now - self._began, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else float("nan")
-        time_left = "" if finished else f", {_clock(left)} left"
+        began, before = self._first
+        time_left = ""
+        if before < done < self.total:
+            time_left = f", {_clock((self.total - done) * (now - began) / (done - before))} left"
         line = f"{self.what} {done}/{self.total}{time_left}{'  ' + note if note else ''}"
         end = "\n" if finished or not self._live else ""
         print(("\r\033[K" if self._live else "") + line, end=end, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:
-    if seconds != seconds:
-        return "? s"
     seconds = round(seconds)
     return f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60:02d} s"
