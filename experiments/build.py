@@ -196,6 +196,24 @@ def _switches(config: ConfigDict) -> Switches:
         raise ConfigError(f"config.model.switches: {error}; known: {', '.join(Switches.__dataclass_fields__)}") from None
 
 
+def gsclip_config(config: ConfigDict, clip_cfg: ClipConfig) -> GsClipConfig:
+    """Everything that shapes the model, for a CLIP of that shape; loads nothing."""
+    m, p = config.model, config.pointnet2
+    net = PointNet2Config(centroids=tuple(p.centroids), radii=tuple(p.radii), neighbours=p.neighbours)
+    return GsClipConfig(
+        clip=clip_cfg, pointnet2=net,
+        gddm=GddmConfig(text_dim=clip_cfg.text_width, prototypes=m.prototypes, top_k=m.top_k, defect_tokens=m.defect_tokens),
+        prompts=PromptConfig(
+            context_tokens=m.n_ctx, deep_depth=m.deep_depth, deep_tokens=m.n_deep, shape_dim=net.shape_dim
+        ),
+        lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
+        smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
+        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
+        render_share=m.render_share, surface_share=_surface_share(config),
+        switches=_switches(config),
+    )  # fmt: skip
+
+
 def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     """The method, its parameters with the loaded weights, statistics, and a record of where the weights came from.
 
@@ -215,20 +233,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         clip = init_clip(jax.random.key(config.seed + 1), clip_cfg)
         weights["clip"] = content_hash(clip)
 
-    m, p = config.model, config.pointnet2
-    net = PointNet2Config(centroids=tuple(p.centroids), radii=tuple(p.radii), neighbours=p.neighbours)
-    cfg = GsClipConfig(
-        clip=clip_cfg, pointnet2=net,
-        gddm=GddmConfig(text_dim=clip_cfg.text_width, prototypes=m.prototypes, top_k=m.top_k, defect_tokens=m.defect_tokens),
-        prompts=PromptConfig(
-            context_tokens=m.n_ctx, deep_depth=m.deep_depth, deep_tokens=m.n_deep, shape_dim=net.shape_dim
-        ),
-        lora_rank=m.lora_rank, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, consistency=m.consistency,
-        smooth_sigma=m.smooth_sigma, smooth_width=m.smooth_width, smooth_rounds=m.smooth_rounds, streams=m.streams,
-        use_shape_prompt=m.shape_prompt, use_defect_prompt=m.defect_prompt, srm_residual=m.srm_residual,
-        render_share=m.render_share, surface_share=_surface_share(config),
-        switches=_switches(config),
-    )  # fmt: skip
+    m, cfg = config.model, gsclip_config(config, clip_cfg)
     if config.method == "plain_clip":
         return PlainClip(cfg, ensemble(_tokenizer(config, clip_cfg, tokenizer))), {"clip": clip}, {}, weights
     if config.method == "pointad":
@@ -243,8 +248,8 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
         weights["clip_depth"] = content_hash(params["clip_depth"])
     if cfg.surface_share:
         params["surface"], weights["surface"] = load_surface(config.clip.name, clip_cfg.embed_dim)
-    if p.weights:
-        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(p.weights, net)
+    if source := config.pointnet2.weights:
+        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(source, cfg.pointnet2)
     return method, params, stats, weights
 
 

@@ -36,7 +36,7 @@ CONTEXT = 77  # room for the learned prompts; captions need 16
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Renders, trains the three networks, writes config.out."""
+    """Renders, trains the three networks, writes config.out, or `workdir`/mini."""
     from data_pipelines.datasets.synthetic import SETS
 
     sets = [load_records(config)]
@@ -114,7 +114,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if p.steps:
         start, stats = fit(teacher, row, start, stats, batches, p.steps, workdir / "points", **shared)
 
-    out = Path(config.out)
+    out = Path(config.out) if config.out else workdir / "mini"
     tree = {"clip": params["clip"], "pointnet2": start["pointnet2"], "stats": {"pointnet2": stats["pointnet2"]}}
     if surface is not None:
         tree["surface"] = surface

@@ -4,7 +4,8 @@
 
 About an hour and a quarter on two cores, a quarter of an hour of it making and rendering the scans.
 
-Writes gsclip_jax/assets/mini (or --config.out), which `config.clip.name=mini` loads.
+Writes runs/pretrain/mini (or --config.out), which `--config.clip.name=runs/pretrain/mini` loads; what `mini` alone loads,
+gsclip_jax/assets/mini, is replaced by hand.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def get_config(preset: str | None = None):
         raise ValueError(f"pretrain.py has no presets, got {preset!r}")
     config = common.embedded()
     config.task = "pretrain"
-    config.out = "gsclip_jax/assets/mini"
+    config.out = ""  # folder for what is made; "" = mini in the work directory
     config.start = ""  # weights of an earlier pretraining to go on from; "" = from nothing
     config.data.train_category = ""
     config.data.synthetic.update({"set": "pretrain", "good": 12, "defective": 12, "seed": 7, "relief": 0.15, "grafts": 0.5})
