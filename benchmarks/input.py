@@ -148,4 +148,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

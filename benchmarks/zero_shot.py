@@ -142,4 +142,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

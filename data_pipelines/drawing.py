@@ -98,6 +98,8 @@ def _serve(window: int, jobs, answers) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     # Libraries print to standard output: keep it for answers, and send theirs to standard error.
     with os.fdopen(os.dup(1), "wb") as private:
         os.dup2(2, 1)

@@ -237,4 +237,6 @@ def _show(folder: Path, report: Report, say: Callable[[str], None]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

@@ -71,4 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

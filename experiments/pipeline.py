@@ -49,9 +49,13 @@ class Timer:
 
 
 def versions() -> dict[str, str]:
+    """What ran; a package that is not there is recorded as such (some are used by a few commands alone)."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
     return found
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from data_pipelines.command import command, guarded
 
 CONFIGS = Path(__file__).parent / "configs"
 USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.section.key=value ...]"
@@ -22,7 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments_given = arguments is not None
 
     def whole() -> None:
-        config, workdir = parse(arguments if arguments_given else sys.argv[1:])
+        given = arguments if arguments_given else sys.argv[1:]
+        if {"-h", "--help"} & set(given):
+            return print(usage(given))
+        config, workdir = parse(given)
         if not arguments_given:  # a program of its own: JAX has not started yet
             import jax
 
@@ -32,29 +35,26 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(whole)
 
 
-def guarded(work: Callable[[], int | None]) -> int:
-    """The exit status of `work`, with every expected failure as one line on standard error."""
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues where this one was", file=sys.stderr)
-        return 130
-    except (ValueError, FloatingPointError) as error:
-        if os.environ.get("GSCLIP_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if os.environ.get("GSCLIP_TRACEBACK"):
-            raise
-        hint = "; free some space and run the same command again" if error.errno == 28 else ""
-        print(f"error: {error.strerror or error}{': ' + str(error.filename) if error.filename else ''}{hint}", file=sys.stderr)
-        return 1
+def usage(arguments: list[str] = ()) -> str:
+    """What --help says: the command, and every key with its value in the configuration that `arguments` name."""
+    from experiments.configs.common import PRESETS
+
+    _, option, rest = " ".join(arguments).partition("--config")
+    name = rest.lstrip("= ").partition(" ")[0] if option and rest[:1] in ("=", " ") else ""
+    config = load_config(name or "stage2.py")
+    return "\n".join([
+        USAGE, "", __doc__.partition("\n\n")[2].strip(), "",
+        f"configurations: {', '.join(_configurations())}",
+        f"presets: {', '.join(filter(None, PRESETS))}",
+        f"keys of {name or 'stage2.py'} (--config.KEY=VALUE):", *(f"  {key}={value}" for key, value in _keys(config)),
+    ])  # fmt: skip
 
 
-def _stop(*_):
-    raise KeyboardInterrupt
+def _keys(config, before: str = "") -> list[tuple[str, object]]:
+    found = []
+    for key, value in config.items():
+        found += _keys(value, f"{before}{key}.") if hasattr(value, "keys") and len(value) else [(before + key, value)]
+    return found
 
 
 def parse(arguments: list[str]):
@@ -68,7 +68,7 @@ def parse(arguments: list[str]):
 
     name, workdir, changes = None, None, []
     rest = list(arguments)
-    if not rest or rest[0] in ("-h", "--help"):
+    if not rest:
         raise ConfigError(f"{USAGE}; configurations: {', '.join(_configurations())}")
     while rest:
         option, equals, value = rest.pop(0).partition("=")
@@ -219,6 +219,7 @@ def run(config, workdir: Path) -> None:
     from experiments.build import ConfigError
     from experiments.configs.common import suggest
     from experiments.pipeline import Run, claim_workdir, say, table
+    from gsclip_jax.writer import named
 
     if config.task == "protocol":
         from experiments import protocol
@@ -236,7 +237,11 @@ def run(config, workdir: Path) -> None:
     if config.task == "eval" and not (workdir / "stage2").is_dir():
         raise ConfigError(f"{workdir} holds no trained stage 2; run stage2.py with this --workdir first")
     results = _results(this)
-    compared = {name: _results(Run(other, workdir / "compare" / name)) for name, other in comparisons(config).items()}
+    compared, others = {}, comparisons(config)
+    for number, (name, other) in enumerate(others.items(), 1):
+        say(f"\ncompared method {number} of {len(others)}: {name}")
+        with named(name):
+            compared[name] = _results(Run(other, workdir / "compare" / name))
     if jax.process_index() == 0:
         from experiments.report import write_report
 
@@ -286,4 +291,4 @@ def comparisons(config) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -140,7 +140,8 @@ def line(row: Row, seconds: float | None = None) -> str:
 
 def run_row(row: Row) -> int:
     """Runs one row in this process. Returns its exit status."""
-    from experiments.run import guarded, run
+    from data_pipelines.command import guarded
+    from experiments.run import run
 
     return guarded(lambda: run(row.config, row.workdir))
 
@@ -221,7 +222,7 @@ _COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 when every row asked for is complete."""
-    from experiments.run import guarded
+    from data_pipelines.command import guarded
 
     given = sys.argv[1:] if arguments is None else arguments
     return guarded(lambda: _main(given, own_process=arguments is None))
@@ -308,4 +309,6 @@ def _options(text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

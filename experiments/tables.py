@@ -232,7 +232,7 @@ def write(folders: list[Path], out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; expected failures are one line on standard error."""
-    from experiments.run import guarded
+    from data_pipelines.command import guarded
 
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[1])
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
@@ -248,4 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

@@ -374,4 +374,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

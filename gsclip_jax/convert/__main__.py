@@ -127,4 +127,6 @@ def _report(state: State) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))

@@ -70,4 +70,6 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_pipelines.command import command
+
+    sys.exit(command(main))
