@@ -25,6 +25,7 @@ SIDE, FOCAL = 512, 711.11  # pixels; one camera for all
 SPLITS = {"test": "test_public", "train": "train", "validation": "val", "val": "val"}
 DEFECTS = ("bumps", "dents", "colors", "normals")
 DEPTH = "_depth.png"
+MOST_BYTES = 10_000  # of the small text files
 INFO, META = (("_info_depth.yaml", "_info_depth.yml"), ("_metadata.yaml", "_metadata.yml"))
 ITEM = re.compile(r"(.+?)_(?:pose|image_\d|info_depth|(?:bumps_|dents_|colors_|normals_)?mask|metadata)\.\w+", re.IGNORECASE)
 # Of the object, in the frame of the conveyor: above it, not behind it, not beside it.
@@ -154,19 +155,35 @@ def _yaml(path: Path) -> dict:
     """A file of keys and values. Raises DataError when it is missing or is none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; restore it from the archive")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size} bytes, more than such a file has; restore it from the archive")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as yaml ({' '.join(str(error).split())}); restore it from the archive") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), _Plain)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        text = f"{' '.join(str(error).split()):.200}"
+        raise DataError(f"{path}: not readable as yaml ({text}); restore it from the archive") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected keys with values, found {content!r:.40}; restore it from the archive")
+        raise DataError(f"{path}: expected keys with values, found {_short(content)}; restore it from the archive")
     return content
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without merged mappings, which grow a small file to any size."""
+
+    def flatten_mapping(self, node):
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merged mappings (<<) are not read")
+
+
+def _short(value) -> str:
+    """A value as a message shows it: lists that hold themselves many times over are not written out."""
+    return f"{value!r:.40}" if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
 
 
 def _number(content: dict, path: Path, key: str) -> float:
     value = content.get(key)
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise DataError(f"{path}: '{key}' should be a number, found {value!r:.40}; restore it from the archive")
+    if not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise DataError(f"{path}: '{key}' should be a number, found {_short(value)}; restore it from the archive")
     return float(value)
 
 
@@ -174,10 +191,13 @@ def _pose(path: Path) -> np.ndarray:
     """The camera's pose [4, 4]. Raises DataError when it is missing or is none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; restore it from the archive")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size} bytes, more than a pose has; restore it from the archive")
     try:
-        pose = np.loadtxt(path, ndmin=2)
+        rows = [[float(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        pose = np.array(rows)
     except ValueError as error:
-        raise DataError(f"{path}: not a matrix of numbers ({' '.join(str(error).split())})") from error
-    if pose.shape != (4, 4) or not np.isfinite(pose).all() or abs(np.linalg.det(pose)) < 1e-9:
+        raise DataError(f"{path}: not a matrix of numbers ({' '.join(str(error).split()):.200})") from error
+    if pose.shape != (4, 4) or not np.abs(pose).max() < 1e6 or abs(np.linalg.det(pose)) < 1e-9:
         raise DataError(f"{path}: expected a pose, an invertible 4 x 4 matrix; restore it from the archive")
     return pose

@@ -102,8 +102,8 @@ class Prerendered:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 for item in (item for items in content["test"].values() for item in items):
                     parts = [part for part in re.split(r"[\\/]+", item["d2_render_img_path"]) if part]
-                    labels[parts[-5], parts[-3], parts[-1]] = int(item["anomaly"])
-            except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+                    labels[parts[-5], parts[-3], parts[-1]] = {0: 0, 1: 1}[int(item["anomaly"])]
+            except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError) as error:
                 raise DataError(f"{path}: not the authors' list of samples ({error!r:.80}); restore or remove it") from error
         return labels
 
