@@ -112,7 +112,7 @@ READS = {
 @pytest.mark.parametrize("kind", READS)
 def test_pictures(kind, rounds, tmp_path):
     read, whole, shape, dtype = READS[kind]
-    path = tmp_path / "a.png"
+    path = tmp_path / {"tiff": "a.tiff", "array": "a.npy"}.get(kind, "a.png")
     for content in whole:  # as they are, they are read
         path.write_bytes(content)
         assert tells(lambda: read(path), shape=shape, dtype=dtype) is None

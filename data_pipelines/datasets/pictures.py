@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import lzma
 import warnings
@@ -35,7 +36,7 @@ def read_xyz(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: no such file")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said once, below
     try:
-        with tifffile.TiffFile(path, is_ome=False) as file:  # OME's own text may name other files
+        with tifffile.TiffFile(io.BytesIO(path.read_bytes()), is_ome=False) as file:  # OME's own text may name other files
             series = file.series[0]
             shape, kind = series.shape, np.dtype(series.dtype)
             if len(shape) != 3 or shape[2] != 3:
@@ -52,7 +53,7 @@ def read_xyz(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: not a readable TIFF ({_line(error)}); copy or export it again") from error
     if xyz.shape != shape:
         raise DataError(f"{path}: damaged, {xyz.shape} of {shape} could be read; copy or export it again")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         xyz = xyz.astype(np.float64)
     xyz[~np.isfinite(xyz).all(-1)] = 0
     return xyz
@@ -142,7 +143,8 @@ def _pixels(path: str | Path, shape: tuple[int, int] | None, mode: str | None = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of sizes, among others: `_check_pixels` refuses them
-            with Image.open(path, formats=PICTURES) as picture:
+            # From memory: a file asked for the four gigabytes that a damaged piece claims would take them.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=PICTURES) as picture:
                 _check_pixels(path, *picture.size, BYTES.get(picture.mode, 1))
                 _check_size(path, picture.size, shape)
                 picture.load()
