@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .columns import axes, fields_xyz, unnamed_xyz
+from .columns import axes, fields_xyz, listed, unnamed_xyz
 from .datasets.base import DataError
 from .file_kinds import OTHERS, SAVE_AS, contents
 from .pcd_files import read_pcd
@@ -76,7 +76,7 @@ def _array_xyz(found: np.ndarray, path: Path) -> np.ndarray:
         picked = axes(found.dtype.names, path)
         columns = [found[found.dtype.names[at]] for at in picked or ()]
         if not columns or any(column.dtype.kind not in "fiu" or column.ndim != found.ndim for column in columns):
-            raise DataError(f"{path}: has no numbers x, y and z (found: {', '.join(found.dtype.names)}); name the fields so")
+            raise DataError(f"{path}: has no numbers x, y and z (found: {listed(found.dtype.names)}); name the fields so")
         return np.stack([column.ravel().astype(np.float64) for column in columns], axis=1)
     rows, grid = found.ndim == 2 and found.shape[1] >= 3, found.ndim == 3 and found.shape[2] == 3
     if found.dtype.kind not in "fiu" or not (rows or grid):

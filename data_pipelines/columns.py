@@ -27,6 +27,12 @@ class Field(NamedTuple):
     values: np.ndarray  # [S]; of text files float64 whatever is declared
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names out of a file for a message of one line: no control characters, not too many."""
+    text = ", ".join("".join(c if c.isprintable() else "?" for c in str(name)[:40]) for name in names[:20])
+    return text + (", ..." if len(names) > 20 else "") or "none"
+
+
 def bare(name: str) -> str:
     """A column's name in small letters, without quotes and units in brackets."""
     return re.sub(r"[\[({<][^\])}>]*[\])}>]", " ", name).strip().strip("\"'`*").strip().lower()
@@ -64,7 +70,7 @@ def axes(names: Sequence[str], path: str | Path) -> list[int] | None:
         return None
     (by_axis, *others) = whole.values()
     if others or any(len(columns) > 1 for columns in by_axis.values()):
-        raise DataError(f"{path}: several columns could be x, y and z ({', '.join(map(str, names))}); name one of each so")
+        raise DataError(f"{path}: several columns could be x, y and z ({listed(names)}); name one of each so")
     return [by_axis[axis][0] for axis in AXES]
 
 
@@ -100,5 +106,5 @@ def fields_xyz(fields: Sequence[Field], path: str | Path) -> np.ndarray:
     names = [field.name for field in fields]
     picked = axes(names, path)
     if picked is None:
-        raise DataError(f"{path}: has no fields x, y and z (found: {', '.join(names) or 'none'}); export the coordinates")
+        raise DataError(f"{path}: has no fields x, y and z (found: {listed(names)}); export the coordinates")
     return np.stack([fields[column].values.astype(np.float64) for column in picked], axis=1)

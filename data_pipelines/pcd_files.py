@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .columns import Field
+from .columns import Field, listed
 from .datasets.base import DataError
 from .tables import numbers
 
@@ -91,7 +91,8 @@ def _header(content: bytes, path: str | Path) -> _Header:
     if not names or not len(names) == len(sizes) == len(kinds) == len(counts):
         raise DataError(f"{path}: the PCD header names {len(names)} fields, {len(sizes)} sizes, {len(kinds)} types and "
                         f"{len(counts)} counts; export it again")
-    wrong = [f"{kind[:8]} of {size} bytes" for kind, size in zip(kinds, sizes, strict=True) if (kind, size) not in _TYPES]
+    pairs = list(zip(kinds, sizes, strict=True))
+    wrong = [f"{listed([kind[:8]])} of {size} bytes" for kind, size in pairs if (kind, size) not in _TYPES]
     if wrong or 0 in counts:
         raise DataError(f"{path}: the PCD header has fields of {wrong[0] if wrong else 'no numbers'}; export it again")
     grid = [whole(key, said[key])[0] for key in ("WIDTH", "HEIGHT") if key in said]

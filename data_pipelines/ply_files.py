@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .columns import Field
+from .columns import Field, listed
 from .datasets.base import DataError
 from .tables import numbers
 
@@ -122,8 +122,8 @@ def _blocks(content: bytes, start: int, element: _Element, path: str | Path) -> 
     """Where the scalars between an element's lists are, [rows, lists + 1] int64 (empty without lists), and where it ends."""
     needed, there = element.count * element.least, len(content) - start
     if there < needed:
-        raise DataError(f"{path}: truncated, {there} bytes where {element.count} of {element.name} need at least {needed}; "
-                        "copy it again")
+        raise DataError(f"{path}: truncated, {there} bytes where {element.count} of {listed([element.name])} need at least "
+                        f"{needed}; copy it again")
     if not element.lists:
         return np.zeros((0, 1), np.int64), start + needed
     steps, fixed = [], 0  # (scalars before a list, its lengths, its items)
@@ -143,12 +143,12 @@ def _blocks(content: bytes, start: int, element: _Element, path: str | Path) -> 
             items = int.from_bytes(content[here : here + size], order, signed=length.kind == "i")
             here += size + items * item
             if items < 0 or here > len(content):
-                raise DataError(f"{path}: damaged, a list of {items} in row {row + 1} of {element.name} leaves the file; "
-                                "copy it again")
+                raise DataError(f"{path}: damaged, a list of {items} in row {row + 1} of {listed([element.name])} leaves "
+                                "the file; copy it again")
         blocks[row, -1] = here
         here += fixed
     if here > len(content):
-        raise DataError(f"{path}: truncated in the rows of {element.name}; copy it again")
+        raise DataError(f"{path}: truncated in the rows of {listed([element.name])}; copy it again")
     return blocks, here
 
 
@@ -181,7 +181,7 @@ def _without_lists(line: str, vertex: _Element, path: str | Path, number: int) -
         elif at < len(words) and re.fullmatch(r"\d{1,9}", words[at]):
             at += 1 + int(words[at])
         else:
-            raise DataError(f"{path}: line {number}: no length of the list {one.name}; export it again")
+            raise DataError(f"{path}: line {number}: no length of the list {listed([one.name])}; export it again")
     if at != len(words):
         raise DataError(f"{path}: line {number}: {len(words)} numbers where its lists need {at}; the file may be truncated")
     return " ".join(kept)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..cloud_files import read_array
-from ..columns import Field, axes, bare, fields_xyz, running
+from ..columns import Field, axes, bare, fields_xyz, listed, running
 from ..file_kinds import contents
 from ..pcd_files import read_pcd
 from ..ply_files import read_ply
@@ -44,12 +44,12 @@ def _bright(fields: Sequence[Field], path: str | Path) -> np.ndarray:
     packed = by_name.get("rgb", by_name.get("rgba"))
     if packed is None or packed.dtype.itemsize != 4:
         raise DataError(f"{path}: the points have no colours to mark defects with; white is defective, black is not")
-    if packed.dtype.kind != "f":
-        bits = packed.values.astype(np.int64)
-    elif packed.values.dtype == np.float64 and (packed.values == np.rint(packed.values)).all():  # text: whole numbers, or
-        bits = packed.values.astype(np.int64)
+    text = packed.values.dtype == np.float64
+    if packed.dtype.kind != "f" or (text and (packed.values == np.rint(packed.values)).all()):
+        bits = np.nan_to_num(packed.values).clip(-(2**31), 2**32 - 1).astype(np.int64)
     else:  # the four bytes read as one float
-        bits = packed.values.astype(np.float32).view(np.uint32)
+        values = packed.values.clip(-3.4e38, 3.4e38) if text else packed.values
+        bits = values.astype(np.float32).view(np.uint32)
     return np.all([(bits >> shift & 255) > 127 for shift in (0, 8, 16)], axis=0)
 
 
@@ -91,7 +91,7 @@ def _columns(values: np.ndarray, table: Table, path: str | Path) -> tuple[np.nda
         return None, values[:, 0]
     if values.shape[1] == 4:
         return values[:, :3], values[:, 3]
-    found = f"the names {', '.join(table.names)}" if table.names else f"{values.shape[1]} columns"
+    found = f"the names {listed(table.names)}" if table.names else f"{values.shape[1]} columns"
     raise DataError(f"{path}: expected one column of labels or rows 'x y z label', found {found}; name one column label")
 
 
