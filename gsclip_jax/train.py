@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -238,12 +239,16 @@ class Watch:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Paths of the leaves that hold a NaN or an infinity; one program and one fetch for the whole tree."""
+    """Paths of the leaves that hold a NaN or an infinity."""
     leaves = {
         path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }  # fmt: skip
-    return [name for name, good in jax.device_get(_all_finite(leaves)).items() if not good]
+    if all(leaf.is_fully_addressable for leaf in leaves.values()):  # nothing to compile: a state is fetched when it is saved
+        found = {name: np.isfinite(value).all() for name, value in jax.device_get(leaves).items()}
+    else:  # several processes, which have to agree
+        found = jax.device_get(_all_finite(leaves))
+    return [name for name, good in found.items() if not good]
 
 
 @jax.jit
