@@ -32,7 +32,7 @@ class Points(NamedTuple):
 
 def clean(xyz: np.ndarray, path: str | Path) -> Points:
     """A scan's rows [S, 3], once they are fit for use. Rows with NaN are no points. Nor are rows at exactly 0, 0, 0, with which
-    scanners mark what they did not see: where there are several, or where the one lies outside of all others.
+    scanners mark what they did not see: where there are several, or where the one lies apart from all others.
 
     Raises:
       DataError: naming `path`, for infinite coordinates, fewer than ten points, or points all at one place.
@@ -44,8 +44,10 @@ def clean(xyz: np.ndarray, path: str | Path) -> Points:
         raise DataError(f"{path}: {endless} of {len(xyz)} points are infinite; remove them or export the scan again")
     zero = ~xyz.any(1) & ~lost
     others = xyz[~(lost | zero)]
-    if zero.sum() == 1 and len(others) and ((others.min(0) <= 0) & (others.max(0) >= 0)).all():
-        zero[:] = False
+    if zero.sum() == 1 and len(others):  # a part may begin at the origin
+        low, high = others.min(0), others.max(0)
+        beside = 0.1 * (high - low).max()
+        zero &= not ((low <= beside) & (high >= -beside)).all()
     valid = ~(lost | zero)
     left_out = [f"{int(rows.sum())} {what}" for rows, what in ((lost, "are NaN"), (zero, "lie at exactly 0, 0, 0")) if rows.any()]
     note = f"{' and '.join(left_out)} of {len(xyz)} rows: no points, left out" if left_out else ""

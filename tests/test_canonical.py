@@ -98,6 +98,7 @@ def test_rows_that_hold_no_point_are_left_out_and_said():
     assert clouds.clean(xyz, "a.ply").note == ""
     around = xyz - xyz.mean(0)
     assert clouds.clean(np.concatenate([around, zeros[:1]]), "a.ply").valid.all()  # one of a part about the origin is a point
+    assert clouds.clean(np.arange(20.0)[:, None] * [1, 0, 0], "a.ply").valid.all()  # or of one that begins there
     assert clouds.clean(np.concatenate([xyz, zeros[:1]]), "a.ply").valid.sum() == 500  # far outside of the part it is none
     with pytest.raises(DataError, match="a.ply: only 0 points .*300 lie at exactly 0, 0, 0"):
         clouds.clean(zeros, "a.ply")
