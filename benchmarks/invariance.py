@@ -1,0 +1,101 @@
+"""How far point scores move when the same points come in another order, place, unit, precision or attitude.
+
+    python benchmarks/invariance.py [--real ../shared/data/real3d_ad] [--out benchmarks/invariance.md]
+
+Scores one defective scan of every category with the embedded model, whole and by its surface stream alone, as it is (in doubles)
+and changed; scores of the same points are compared. Rotated scans are seen from other sides: the views' scores change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def variants(xyz: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
+    """The same points [S, 3] changed; 'rows permuted' and the last float32 one in the order given, the others in theirs."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turn *= np.sign(np.linalg.det(turn))
+    size = np.ptp(xyz, axis=0).max()
+    aside = size * np.array([15.0, -1.0, 0.25])
+    return {
+        "rows permuted": xyz[order],
+        "moved to survey coordinates, doubles": xyz + [450_000.0, 5_400_000.0, 120.0],
+        "in inches, doubles": xyz / 25.4,
+        "through float32": xyz.astype(np.float32),
+        "moved by 15 sizes, through float32": (xyz + aside).astype(np.float32),
+        "in inches, through float32": (xyz / 25.4).astype(np.float32),
+        "permuted, moved, in inches, through float32": ((xyz + aside) / 25.4)[order].astype(np.float32),
+        "rotated, doubles": xyz @ turn.T,
+        "rotated, through float32": (xyz @ turn.T).astype(np.float32),
+    }
+
+
+def main() -> int:
+    import jax
+
+    from data_pipelines.cloud_files import read_cloud
+    from data_pipelines.clouds import clean
+    from data_pipelines.datasets import Scan
+    from data_pipelines.objects import make_object, recipe_of, to_batch
+    from experiments.build import data_config
+    from experiments.export import EMBEDDED, load_model
+    from experiments.predict import to_scan
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--real", type=Path, default=Path("../shared/data/real3d_ad"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "invariance.md")
+    options = parser.parse_args()
+    files = [next(path for path in sorted(folder.glob("test/*.pcd")) if "good" not in path.stem)
+             for folder in sorted(options.real.iterdir()) if folder.is_dir()]  # fmt: skip
+    method, params, stats, config = load_model(EMBEDDED)
+    recipe = recipe_of(data_config(config))
+
+    def surface(params, stats, batch):
+        found, _ = method.evidence(params, stats, batch)
+        return method.smooth(found.surface_logits[..., 1] - found.surface_logits[..., 0], batch)
+
+    whole, alone = jax.jit(lambda *args: method.predict(*args).points), jax.jit(surface)
+
+    def scores(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        xyz, valid, _ = clean(xyz, "scan")
+        made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid), recipe, "", "")
+        batch = to_batch([made])
+        return tuple(to_scan(np.asarray(of(params, stats, batch))[0], made, xyz, valid) for of in (whole, alone))
+
+    found: dict[str, list] = {}
+    for number, path in enumerate(files, 1):
+        xyz = np.round(read_cloud(path), 2)  # as the files have them
+        order = np.random.default_rng(1).permutation(len(xyz))
+        base = scores(xyz)
+        for name, changed in variants(xyz, order).items():
+            want = [values[order] if "permuted" in name else values for values in base]
+            got = scores(changed)
+            gap = np.abs(got[0] - want[0])
+            ranks = [spearmanr(now, before)[0] for now, before in zip(got, want, strict=True)]
+            found.setdefault(name, []).append((gap.mean(), gap.max(), *ranks))
+        print(f"{number} of {len(files)}: {path.name}", file=sys.stderr, flush=True)
+    lines = [
+        "# The same points in another order, place, unit, precision or attitude\n",
+        f"Made by `python benchmarks/invariance.py` (see there): {len(files)} scans of real shapes, embedded model; the worst of "
+        "them.\n",
+        "| change | mean of abs. difference | largest | Spearman | Spearman, surface stream |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, rows in found.items():
+        mean, most, rank, rank_surface = np.array(rows).T
+        lines.append(f"| {name} | {mean.max():.6f} | {most.max():.6f} | {rank.min():.5f} | {rank_surface.min():.5f} |")
+    options.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
