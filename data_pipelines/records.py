@@ -221,9 +221,7 @@ def _locked(folder: Path, progress):
 def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str] | None) -> None:
     folder, samples, recipe = plan.folder, plan.samples, plan.recipe
     if not skip_bad:  # before any work
-        for sample in samples:
-            if sample.mask_path is not None and not os.path.isfile(sample.mask_path):
-                raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
+        _check_truth(samples)
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     _check_space(folder, len(samples), recipe)
@@ -261,6 +259,20 @@ def _note(part: Path) -> str:
     """What is said of a scan's rows that took no part."""
     with np.load(part) as arrays:
         return str(arrays["note"]) if "note" in arrays.files else ""
+
+
+def check_plan(plan: Plan) -> None:
+    """What can be told of a plan before its first scan is rendered. Raises DataError: no ground truth, no disk space."""
+    if not (plan.folder / INDEX).is_file():
+        _check_truth(plan.samples)
+        there = next(folder for folder in (plan.folder, *plan.folder.parents) if folder.is_dir())
+        _check_space(there, len(plan.samples), plan.recipe)
+
+
+def _check_truth(samples: list[Sample]) -> None:
+    for sample in samples:
+        if sample.mask_path is not None and not os.path.isfile(sample.mask_path):
+            raise DataError(f"{sample.path}: defective sample without ground truth; expected {sample.mask_path}")
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.locks import locked
+from data_pipelines.recipes import RECIPES, recipe
 from data_pipelines.records import RecordSet, prepare
-from experiments.configs.common import suggest
+from experiments.configs.common import embedded, suggest
 from gsclip_jax.baselines.broken_symmetry import BrokenSymmetry
 from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
 from gsclip_jax.baselines.pointad import WORDS, PointAd
@@ -50,25 +53,40 @@ def data_config(config: ConfigDict) -> dict:
     return {**{key: data[key] for key in keys}, "point_size": sizes, "reader": dict(data.reader)}
 
 
+def wanted(config: ConfigDict) -> tuple[dict, list[str] | None]:
+    """What `data_pipelines.records` prepares for a configuration: the data in its terms, the categories (None: all found)."""
+    data = data_config(config)
+    if not config.data.categories:
+        return data, None
+    return data, list(dict.fromkeys([*filter(None, [data["train_category"]]), *config.data.categories]))
+
+
 def load_records(config: ConfigDict, progress=print) -> RecordSet:
     """Finds or makes the records of the configuration (and, for the embedded data set, its scans).
 
     Raises:
       DataError or ConfigError, one line each.
     """
-    data = data_config(config)
     workers = config.workers or os.cpu_count() or 1
     cache = Path(config.cache)
-    categories = None
-    if data["name"] == "synthetic" and not data["root"]:
+    data, categories = wanted(config)
+    if is_embedded(config):
         data["root"], categories = _write_synthetic(config, cache, workers, progress)
-    elif config.data.categories:
-        categories = list(dict.fromkeys([*filter(None, [data["train_category"]]), *config.data.categories]))
     return prepare(data, cache, workers=workers, progress=progress, categories=categories)
 
 
-def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> tuple[str, list[str]]:
-    """The embedded data set's scans on disk, in Real3D-AD's layout: the auxiliary category is larger than the others."""
+def is_embedded(config: ConfigDict) -> bool:
+    """Whether the scans are the embedded data set's, written when they are asked for."""
+    return config.data.name == "synthetic" and not config.data.root
+
+
+def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple[str, ...], str]]:
+    """The embedded data set in parts with counts of their own, as the auxiliary category is larger than the others: categories,
+    sound and defective scans of each, kinds of defect, name of the folder.
+
+    Raises:
+      ConfigError: unknown set, category or kind of defect. ValueError: what the writer of the scans refuses.
+    """
     from data_pipelines.datasets import synthetic
 
     made, train = config.data.synthetic, config.data.train_category
@@ -81,9 +99,6 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
         if name not in everything:
             raise ConfigError(f"no embedded category {name!r}{suggest(name, everything)} Known: {', '.join(everything)}")
     names = [name for name in (config.data.categories or synthetic.SETS[made["set"]]) if name != train]
-    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
-              "grafts": made.grafts, "workers": workers}  # fmt: skip
-    progress(f"embedded data set: {len(names) + bool(train)} categories of procedural solids")
     shown = tuple(kind for kind in synthetic.ALL_DEFECTS if kind not in made.held_out)
     if len(shown) + len(set(made.held_out)) != len(synthetic.ALL_DEFECTS) or not shown:
         known = ", ".join(synthetic.ALL_DEFECTS)
@@ -91,22 +106,41 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
     tested = synthetic.ALL_DEFECTS if made["set"] != "pretrain" else shown
     parts = [(names, made.good, made.defective, tested)]
     parts += [([train], made.train_good, made.train_defective, shown)] if train else []
+    found = []
+    for part, good, defective, kinds in parts:
+        folder = f"solids-{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
+        folder += f"-relief{made.relief:g}" if made.relief else ""
+        folder += f"-grafts{made.grafts:g}" if made.grafts else ""
+        folder += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
+        synthetic.check(
+            part, made.seed, good, defective, made.scan_points, made.difficulty, kinds, made.relief, made.grafts
+        )
+        found.append((part, good, defective, kinds, folder))
+    return found
+
+
+def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> tuple[str, list[str]]:
+    """The embedded data set's scans on disk, in Real3D-AD's layout."""
+    from data_pipelines.datasets import synthetic
+
+    made, train = config.data.synthetic, config.data.train_category
+    parts = synthetic_parts(config)
+    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
+              "grafts": made.grafts, "workers": workers}  # fmt: skip
+    progress(f"embedded data set: {sum(len(part[0]) for part in parts)} categories of procedural solids")
     folders = {}
     scans = cache.absolute() / "scans"
     scans.mkdir(parents=True, exist_ok=True)
     with locked(scans / ".lock", lambda: progress("another process is writing the embedded data set; waiting for it")):
-        for wanted, good, defective, kinds in parts:
-            recipe = f"{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
-            recipe += f"-relief{made.relief:g}" if made.relief else ""
-            recipe += f"-grafts{made.grafts:g}" if made.grafts else ""
-            recipe += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
-            folder = scans / f"solids-{recipe}"
-            other = synthetic.write(folder, categories=wanted, good=good, defective=defective, defects=kinds, **common)
+        for names, good, defective, kinds, folder in parts:
+            other = synthetic.write(
+                scans / folder, categories=names, good=good, defective=defective, defects=kinds, **common
+            )
             if other:
                 progress(f"{', '.join(other)}: this machine makes other scans than those the published figures were measured on")
-            folders.update({name: folder / name for name in wanted})
+            folders.update({name: scans / folder / name for name in names})
         # One root of links, as the counts differ between the auxiliary category and the others.
-        order = ([train] if train else []) + names
+        order = ([train] if train else []) + parts[0][0]
         made_of = hashlib.sha256(json.dumps([str(folders[name]) for name in order]).encode()).hexdigest()[:12]
         root = cache / "scans" / f"set-{made_of}"
         root.mkdir(parents=True, exist_ok=True)
@@ -116,25 +150,44 @@ def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) ->
     return str(root), order
 
 
+TARGETS = ("synthetic", *RECIPES)  # data sets that a model trained elsewhere can be evaluated on
+GIVEN = ("points", "image_size", "window", "views")  # what pictures that come with the data have already
+
+
 def target(config: ConfigDict) -> ConfigDict:
-    """The configuration whose data are evaluated in a cross-data-set run: the target's own recipe, the same picture size.
+    """The configuration whose data are evaluated in a cross-data-set run: the target's own recipe, at the size trained at;
+    config.target.data changes single values of it.
 
     Raises:
-      ConfigError: unknown name.
+      ConfigError: unknown name or key.
     """
-    from experiments.configs.common import AUXILIARY, paper
-
     name = config.target.name
-    if name not in AUXILIARY:
-        raise ConfigError(f"config.target.name: no data set {name!r}{suggest(name, AUXILIARY)} Known: {', '.join(AUXILIARY)}")
-    other = config.copy_and_resolve_references()
-    other.data = paper(name).data
-    kept = ("image_size", "window", "points", "cloud_points", "views", "neighbours", "sample_seed")
+    if name not in TARGETS:
+        raise ConfigError(f"config.target.name: no data set {name!r}{suggest(name, TARGETS)} Known: {', '.join(TARGETS)}")
+    other, base = config.copy_and_resolve_references(), embedded()
+    if name != "synthetic":
+        base.data.update({"name": name, **recipe(name)})
+        base.data.synthetic = ConfigDict()
+    other.data = base.data
+    kept = (*GIVEN, "cloud_points", "neighbours", "sample_seed")
     if not config.preset:  # the embedded CLIP has learned from pictures that look like this
         kept += ("cameras", "back_off", "zoom", "cavity", "depth_relief", "fill_gaps", "point_size", "point_sizes")
-    other.data.update({key: config.data[key] for key in kept})
-    other.data.update({"root": config.target.root, "train_category": "", "categories": config.target.categories})
+    other.data.update({key: config.data[key] for key in kept if name != "prerendered" or key not in GIVEN})
+    for key, value in config.target.get("data", {}).items():
+        if key not in other.data:
+            raise ConfigError(f"config.target.data: no key {key!r}{suggest(key, other.data)} Known: {', '.join(other.data)}")
+        with other.data.ignore_type():
+            other.data[key] = value
+    other.data.update({"root": config.target.root, "train_category": ""})
+    with other.data.ignore_type():
+        other.data.categories = config.target.categories
     return other
+
+
+def of_target(error: Exception) -> ConfigError:
+    """What is wrong with the data of a target, in the keys with which they are given."""
+    text = re.sub(r"config\.data\.(root|categories)", r"config.target.\1", str(error))
+    return ConfigError(re.sub(r"config\.data\.", "config.target.data.", text))
 
 
 def test_categories(config: ConfigDict, records: RecordSet) -> list[str]:
@@ -144,11 +197,23 @@ def test_categories(config: ConfigDict, records: RecordSet) -> list[str]:
       ConfigError: there is none.
     """
     if config.target.name:
-        return list(config.target.categories or records.categories())
+        return list(dict.fromkeys(config.target.categories or records.categories()))
     found = [name for name in config.data.categories or records.categories() if name != config.data.train_category]
     if not found:
         raise ConfigError(f"nothing to evaluate: {config.data.train_category!r} is the only category under {config.data.root}")
     return found
+
+
+def wants_rgb(config: ConfigDict) -> bool:
+    """Whether colour scores are wanted: yardsticks that run alongside have none."""
+    return bool(config.eval.rgb) and config.method == "gsclip"
+
+
+def batch_size(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+    """Objects scored together: as configured, filled up to what the devices share evenly. Where the objects of a batch share
+    their statistics, as in the released code, they stay those of the configured batch."""
+    together = jax.process_count() if _switches(config).test_in_train_mode else mesh.shape["data"]
+    return -(-config.eval.batch_size // together) * together
 
 
 def index_rows(records: RecordSet, categories: list[str]) -> list[dict]:
@@ -214,35 +279,67 @@ def gsclip_config(config: ConfigDict, clip_cfg: ClipConfig) -> GsClipConfig:
     )  # fmt: skip
 
 
+def check_method(config: ConfigDict) -> None:
+    """Raises ConfigError for a method that is not there."""
+    if config.method not in METHODS:
+        raise ConfigError(f"no method {config.method!r}{suggest(config.method, METHODS)} Known: {', '.join(METHODS)}")
+
+
+def clip_changes(config: ConfigDict) -> dict:
+    """The fields of ClipConfig that the weights do not determine."""
+    changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
+    return changes | ({"vv_blocks": config.clip.vv_blocks} if config.clip.vv_blocks >= 0 else {})
+
+
+def make_method(config: ConfigDict, clip_cfg: ClipConfig, tokenizer: Path | None) -> tuple[Method, str | None]:
+    """The method without its parameters, and the hash of the sentences its training starts from (None where it has none).
+
+    Args:
+      tokenizer: the one beside the weights.
+
+    Raises:
+      ConfigError, or the one-line errors of what it is made of.
+    """
+    cfg = gsclip_config(config, clip_cfg)
+    if config.method == "plain_clip":
+        return PlainClip(cfg, ensemble(_tokenizer(config, clip_cfg, tokenizer))), None
+    if config.method == "pointad":
+        words, one = _tokenizer(config, clip_cfg, tokenizer), config.stage1
+        stage = Stage("stage1", {"prompts": one.learning_rate}, ("clip",), one.epochs, one.batch_size)
+        return PointAd(cfg, stage, tuple(words.encode(text) for text in WORDS)), None
+    method = GsClip(cfg, stages(config))
+    if not config.model.start:
+        return method, None
+    return method, content_hash({"ids": np.array(start_ids(config, clip_cfg, tokenizer))})
+
+
 def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     """The method, its parameters with the loaded weights, statistics, and a record of where the weights came from.
 
     Raises:
       ConfigError, or the converters' one-line errors.
     """
-    if config.method not in METHODS:
-        raise ConfigError(f"no method {config.method!r}{suggest(config.method, METHODS)} Known: {', '.join(METHODS)}")
+    check_method(config)
     if config.method in YARDSTICKS:
         return YARDSTICKS[config.method](), {}, {}, {}
-    changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
-    if config.clip.vv_blocks >= 0:
-        changes["vv_blocks"] = config.clip.vv_blocks
-    clip_cfg, clip, tokenizer, sha256 = load_clip(config.clip.name, **changes)
+    clip_cfg, clip, tokenizer, sha256 = load_clip(config.clip.name, **clip_changes(config))
     weights = {"clip": sha256}
     if config.clip.random:
         clip = init_clip(jax.random.key(config.seed + 1), clip_cfg)
         weights["clip"] = content_hash(clip)
-
-    m, cfg = config.model, gsclip_config(config, clip_cfg)
+    method, sentences = make_method(config, clip_cfg, tokenizer)
+    weights |= {"sentences": sentences} if sentences else {}
     if config.method == "plain_clip":
-        return PlainClip(cfg, ensemble(_tokenizer(config, clip_cfg, tokenizer))), {"clip": clip}, {}, weights
+        return method, {"clip": clip}, {}, weights
     if config.method == "pointad":
-        return *_pointad(cfg, config, clip, tokenizer), weights
-    method = GsClip(cfg, stages(config))
+        params, stats = method.init(jax.random.key(config.seed))
+        return method, {**params, "clip": clip}, stats, weights
+    cfg = method.cfg
     params, stats = jax.jit(method.init)(jax.random.key(config.seed))
     params["clip"] = clip
-    if m.start:
-        params = _start(params, clip_cfg, config, tokenizer)
+    if config.model.start:
+        ids = start_ids(config, clip_cfg, tokenizer)
+        params = start_from_sentences(params, clip_module(clip_cfg, params["clip"]), *ids)
     if cfg.switches.own_depth_tower:
         params["clip_depth"] = {"visual": init_clip(jax.random.key(config.seed + 2), clip_cfg)["visual"]}
         weights["clip_depth"] = content_hash(params["clip_depth"])
@@ -253,24 +350,28 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     return method, params, stats, weights
 
 
-def _pointad(cfg: GsClipConfig, config: ConfigDict, clip: Params, tokenizer: Path | None) -> tuple[Method, Params, Stats]:
-    """PointAD with the CLIP in its parameters; its prompts start as noise, as published."""
-    words, one = _tokenizer(config, cfg.clip, tokenizer), config.stage1
-    stage = Stage("stage1", {"prompts": one.learning_rate}, ("clip",), one.epochs, one.batch_size)
-    method = PointAd(cfg, stage, tuple(words.encode(text) for text in WORDS))
-    params, stats = method.init(jax.random.key(config.seed))
-    return method, {**params, "clip": clip}, stats
+def without_remat(method: Method) -> Method:
+    """The same computation with nothing computed twice: where no gradient is taken there is nothing to save."""
+    if not getattr(getattr(method, "cfg", None), "clip", None):
+        return method
+    other = copy.copy(method)
+    other.cfg = replace(method.cfg, clip=replace(method.cfg.clip, remat=False))
+    return other
 
 
-def _start(params: Params, clip_cfg: ClipConfig, config: ConfigDict, tokenizer: Path | None) -> Params:
-    """The prompts of config.model.start in place of noise."""
-    words = _tokenizer(config, clip_cfg, tokenizer)
+def start_ids(config: ConfigDict, clip_cfg: ClipConfig, tokenizer: Path | None) -> list[list[int]]:
+    """Token ids of config.model.start, sound and defective, n_ctx each. Raises ConfigError where they are not."""
     if len(config.model.start) != 2:
         raise ConfigError("config.model.start takes two sentences, sound and defective, or none: ()")
-    try:
-        return start_from_sentences(params, clip_module(clip_cfg, params["clip"]), *map(words.encode, config.model.start))
-    except ValueError as error:
-        raise ConfigError(f"config.model.start: {error}") from None
+    words, room = _tokenizer(config, clip_cfg, tokenizer), config.model.n_ctx
+    found = [words.encode(text) for text in config.model.start]
+    for name, ids in zip(("sound", "defective"), found, strict=True):
+        if len(ids) != room:
+            raise ConfigError(
+                f"config.model.start: the {name} sentence has {len(ids)} tokens, the context {room}: make them equal "
+                "(config.model.n_ctx)"
+            )
+    return found
 
 
 def _tokenizer(config: ConfigDict, clip_cfg: ClipConfig, found: Path | None) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import importlib.metadata
 import json
 import platform
@@ -12,23 +12,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from data_pipelines.datasets import DataError
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
-from data_pipelines.locks import locked
 from data_pipelines.records import RecordSet
-from experiments.build import ConfigError, build_model, index_rows, load_records, parameter_count, target, test_categories
-from experiments.export import save_model
+from experiments import evaluations
+from experiments.build import (
+    ConfigError,
+    batch_size,
+    build_model,
+    index_rows,
+    is_embedded,
+    load_records,
+    of_target,
+    parameter_count,
+    target,
+    test_categories,
+    wants_rgb,
+    without_remat,
+)
+from experiments.export import finished_model, is_trained, save_model, steps_done
+from experiments.identity import claim_workdir, settings, shown
+from experiments.scans import has_records, plan_records, training_key, without_training
 from gsclip_jax import evaluate
-from gsclip_jax.features import store_features
+from gsclip_jax.features import find_features
 from gsclip_jax.method import Method, Params, Stage, Stats
 from gsclip_jax.sharding import make_mesh, place, replicated
 from gsclip_jax.train import fit
 from gsclip_jax.writer import MetricWriter
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "open3d", "tensorflow-datasets", "numpy")
-# Where a run happens, not what it computes: these may differ between a run and its continuation.
-INCIDENTAL = ("cache", "workers", "mesh", "save_every_s", "task", "compare")
 
 
 class Timer:
@@ -59,52 +74,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
-
-    Raises:
-      ConfigError: the directory holds another configuration; names what differs.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path, config_json = workdir / "config.json", json.loads(config.to_json_best_effort())
-    if path.exists():
-        ours, theirs = _flat(config_json), _flat(json.loads(path.read_text()))
-        differing = sorted(
-            key for key in ours.keys() | theirs.keys()
-            if ours.get(key) != theirs.get(key) and key.split(".")[0] not in INCIDENTAL
-        )  # fmt: skip
-        if differing:
-            shown = ", ".join(f"{k} {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in differing[:4])
-            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise ConfigError(f"{workdir} holds a run with another configuration ({shown}{more}); choose another --workdir")
-        return
-    evaluate.write_json(path, config_json)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    out = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out.update(_flat(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return out
-
-
 class Run:
     """One configuration in one work directory."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self.trained_in = config, workdir, workdir
         claim_workdir(config, workdir)
         self.time = Timer(workdir / "seconds.json")
-        self.writer = MetricWriter(workdir / "metrics.jsonl")
         self.mesh = make_mesh(config.mesh.data, config.mesh.model)
         self._records: RecordSet | None = None
-        self._target: RecordSet | None = None
+        self._test_records: RecordSet | None = None
 
     @property
     def records(self) -> RecordSet:
+        """What is trained on, with what is evaluated of the same data set."""
         if self._records is None:
             with self.time("render"):
                 self._records = load_records(self.config, progress=say)
@@ -113,53 +96,98 @@ class Run:
     @property
     def test_records(self) -> RecordSet:
         """What is evaluated: the same data set, or the target of a cross-data-set evaluation."""
-        if not self.config.target.name:
-            return self.records
-        if self._target is None:
+        if self._test_records is None:
             with self.time("render"):
-                self._target = load_records(target(self.config), progress=say)
-        return self._target
+                self._test_records = self._load_test_records()
+        return self._test_records
 
-    @property
-    def results_file(self) -> Path:
-        return self.workdir / "results.json"
+    def _load_test_records(self) -> RecordSet:
+        if self.config.target.name:
+            try:
+                return load_records(target(self.config), progress=say)
+            except ValueError as error:
+                raise of_target(error) from None
+        if is_trained(self.config, self.trained_in) and not has_records(self.config):
+            return load_records(without_training(self.config), progress=say)
+        return self.records
+
+    def results(self) -> dict | None:
+        """What was found of this model on what the configuration evaluates, where that is complete."""
+        path = evaluations.find(self.workdir, self.config)
+        if path is None:
+            return None
+        found = json.loads(path.read_text())
+        key = found.get("evaluation", {}).get("records")
+        return None if key and self._planned_key() not in (None, key) else found
+
+    def reported(self) -> Run:
+        """The same run in the folder of its evaluation, for `report.write_report`; a page of other pictures or comparisons than
+        the configuration asks for is taken away, as it is made anew."""
+        path = evaluations.find(self.workdir, self.config)
+        this = path and evaluations.of_results(path)
+        other = copy.copy(self)
+        other.workdir = this.home if this else self.workdir
+        mark = other.workdir / "eval" / evaluations.MARK
+        about = json.loads(mark.read_text()) if mark.exists() else {}
+        if about and about.get("shown") != shown(self.config):
+            if "shown" in about:
+                (other.workdir / "report.html").unlink(missing_ok=True)
+            evaluate.write_json(mark, about | {"shown": shown(self.config)})
+        return other
+
+    def _planned_key(self) -> str | None:
+        """The key of the records that the scans here give; None where that cannot be told without writing or without scans."""
+        wanted = target(self.config) if self.config.target.name else self.config
+        try:
+            return None if is_embedded(wanted) else plan_records(wanted).key
+        except DataError:  # results are still there to be shown
+            return None
 
     def train(self, upto: str) -> tuple[Method, Params, Stats, dict]:
-        """The method trained through stage `upto`, from checkpoints where they are."""
+        """The method trained through stage `upto`, from the finished model or from checkpoints where they are."""
         method, params, stats, weights = build_model(self.config)
+        self._same_weights(weights)
+        if is_trained(self.config, self.workdir):
+            params, stats = finished_model(self.workdir, params, stats, weights)
+            return method, place(params, self.mesh), jax.device_put(stats, replicated(self.mesh)), weights
         counts = parameter_count(params)
         if counts:
             say("parameters: " + ", ".join(f"{group} {count:,}" for group, count in counts.items()))
         params, stats = place(params, self.mesh), jax.device_put(stats, replicated(self.mesh))
-        if len(weights.keys() & {"clip"}):
-            self._same_weights(weights)
         for stage in method.stages:
             with self.time(stage.name):
-                params, stats = self._stage(method, stage, params, stats, weights)
-            if stage.name == upto:
-                break
+                params, stats = self._stage(method, stage, params, stats)
+            if stage.name == upto and stage != method.stages[-1]:
+                return method, params, stats, weights
+        if jax.process_index() == 0 and method.stages:
+            save_model(self.workdir / "model", self.config, params, stats, weights, steps=steps_done(self.workdir))
         return method, params, stats, weights
 
     def _same_weights(self, weights: dict) -> None:
+        """Raises ConfigError where the work directory was trained from others. The surface stream trains nothing here."""
         path = self.workdir / "weights.json"
-        if path.exists() and json.loads(path.read_text()) != weights:
-            raise ConfigError(
-                f"{self.workdir} was trained from other weights than those given ({path.name}); choose another --workdir"
-            )
-        evaluate.write_json(path, weights)
+        ours = {name: value for name, value in weights.items() if name != "surface"}
+        if path.exists():
+            theirs = {name: value for name, value in json.loads(path.read_text()).items() if name != "surface"}
+            if "sentences" not in theirs:  # earlier versions did not note them
+                ours.pop("sentences", None)
+            if ours != theirs:
+                names = ", ".join(sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)))
+                raise ConfigError(
+                    f"{self.workdir} was trained from other weights than those given ({names}; {path.name}); choose another "
+                    "--workdir"
+                )
+        elif ours:
+            evaluate.write_json(path, weights)
 
-    def _stage(self, method: Method, stage: Stage, params: Params, stats: Stats, weights: dict) -> tuple[Params, Stats]:
+    def _stage(self, method: Method, stage: Stage, params: Params, stats: Stats) -> tuple[Params, Stats]:
         records, category, seed = self.records, self.config.data.train_category, self.config.seed
-        # What the stored features depend on: the records, the weights, and for stage 2 everything stage 1 made.
-        used = {name: value for name, value in weights.items() if name != "surface"}  # that stream trains nothing, stores nothing
-        made_by = json.dumps([records.key, category, used, stage.name, self._upstream(stage)])
-        name = hashlib.sha256(made_by.encode()).hexdigest()[:16]
+        self._same_objects()
         everything = lambda: eval_batches(records, categories=[category], batch_size=stage.batch_size)  # noqa: E731
-        count = len(records.rows([category]))
-        folder = Path(self.config.cache) / "features" / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock")):  # runs of one sweep share what they have in common
-            store = store_features(method, stage.name, params, stats, everything, count, folder, mesh=self.mesh)
+        store = find_features(
+            without_remat(method), stage.name, params, stats, everything, len(records.rows([category])),
+            Path(self.config.cache) / "features", f"{records.key} {category}", mesh=self.mesh,
+        )  # fmt: skip
 
         def batches(first: int) -> Iterator[dict]:
             found = train_batches(
@@ -170,73 +198,68 @@ class Run:
 
         return fit(
             method, stage, params, stats, batches, steps_per_epoch(records, [category], stage.batch_size),
-            self.workdir / stage.name, mesh=self.mesh, seed=seed, writer=self.writer, save_every_s=self.config.save_every_s,
+            self.workdir / stage.name, mesh=self.mesh, seed=seed, writer=MetricWriter(self.workdir / "metrics.jsonl"),
+            save_every_s=self.config.save_every_s,
         )  # fmt: skip
 
-    def _upstream(self, stage: Stage) -> dict:
-        """The part of the configuration that shapes what is frozen in the stage."""
-        config = json.loads(self.config.to_json_best_effort())
-        model = {k: config[k] for k in ("variant", "clip", "pointnet2")}
-        if stage.name == "stage1":
-            return model
-        config["model"].pop("surface_share")
-        return {**model, "model": config["model"], "stage1": config["stage1"], "seed": config["seed"]}
+    def _same_objects(self) -> None:
+        """Raises ConfigError where a begun training saw other scans than the ones here."""
+        path, key = self.workdir / "objects.json", training_key(self.config, self.records)
+        if not steps_done(self.workdir) or not path.exists():  # nothing is trained yet, or an earlier version began it
+            evaluate.write_json(path, {"key": key})
+        elif json.loads(path.read_text())["key"] != key:
+            raise ConfigError(
+                f"{self.workdir} began its training on other scans of {self.config.data.train_category!r}, or on records that "
+                "another version made of them; choose another --workdir, or remove this one"
+            )
 
     def evaluate(self, upto: str = "stage2") -> dict:
-        """Scores and metrics of every test category; writes eval/, scores.csv and results.json."""
+        """Scores and metrics of every test category; writes eval/, scores.csv and results.json into the evaluation's folder."""
+        config = self.config
         records = self.test_records
-        categories = test_categories(self.config, records)
+        categories = test_categories(config, records)
         index = index_rows(records, categories)
-        rgb = self._rgb()
+        rgb = wants_rgb(config)
         method, params, stats, weights = self.train(upto)
+        this = evaluations.of(self.workdir, config, records.key, weights.get("surface"))
+        about = {"key": this.key, "name": this.name, "settings": settings(config), "records": records.key}
+        if jax.process_index() == 0:
+            this.claim({"settings": about["settings"]})
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("claimed")
+        if this.is_first and jax.process_index() == 0:
+            this.show()  # its files are written where those of another may be shown
+        home = this.home
+        size, time_of = batch_size(config, self.mesh), self.time if this.is_first else Timer(home / "seconds.json")
 
         def batches(missing: list[int]) -> Iterator[dict]:
             wanted = set(missing)
             left = [c for c in categories if any(row["category"] == c and row["object_index"] in wanted for row in index)]
             for batch in eval_batches(
-                records, categories=left, batch_size=self.config.eval.batch_size, process_index=jax.process_index(),
+                records, categories=left, batch_size=size, process_index=jax.process_index(),
                 process_count=jax.process_count(),
             ):  # fmt: skip
                 if jax.process_count() > 1 or wanted & set(batch["object_index"][batch["real"]].tolist()):
                     yield batch
 
-        with self.time("eval"):
-            evaluate.score_objects(method, params, stats, index, batches, self.workdir / "eval", mesh=self.mesh, rgb=rgb)
-            tables = evaluate.tabulate(index, self.workdir / "eval")
-        config = self.config
-        if jax.process_index() == 0 and method.stages:
-            save_model(self.workdir / "model", config, params, stats, weights)
+        with time_of("eval"):
+            evaluate.score_objects(
+                without_remat(method), params, stats, index, batches, home / "eval", mesh=self.mesh, rgb=rgb
+            )
+            tables = evaluate.tabulate(index, home / "eval")
         results = {
             "dataset": config.target.name or config.data.name, "trained_on": config.data.name,
             "train_category": config.data.train_category, "preset": config.preset,
             "variant": config.variant, "method": config.method, "seed": config.seed, "categories": tables,
             "mean": evaluate.mean(tables),
-            "seconds": {phase: self.time.seconds.get(phase, 0.0) for phase in ("render", "stage1", "stage2", "eval")},
-            "versions": versions(), "weights": weights,
+            "seconds": {phase: self.time.seconds.get(phase, 0.0) for phase in ("render", "stage1", "stage2")}
+            | {"eval": time_of.seconds["eval"]},
+            "versions": versions(), "weights": weights, "evaluation": about,
         }  # fmt: skip
         if jax.process_index() == 0:
-            evaluate.write_scores(index, self.workdir / "eval", self.workdir / "scores.csv")
-            evaluate.write_json(self.results_file, results)
+            evaluate.write_scores(index, home / "eval", home / "scores.csv")
+            evaluate.write_json(home / "results.json", results)
         return results
-
-
-    def _rgb(self) -> bool:
-        """Whether colour scores are wanted.
-
-        Raises:
-          ConfigError: they are, but this method or these records have none.
-        """
-        if not self.config.eval.rgb:
-            return False
-        if self.config.method != "gsclip":
-            return False  # yardsticks run alongside have no colour scores
-        batch = next(iter(eval_batches(self.test_records, batch_size=1)))
-        if "rgb" not in batch or not batch["organised"][0]:
-            raise ConfigError(
-                f"config.eval.rgb needs organised scans with colour pictures, which {self.config.data.name!r} under "
-                f"{self.config.data.root} has not; set config.eval.rgb=False"
-            )
-        return True
 
 
 def say(line: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.build import ConfigError
+from experiments.identity import settings
 from experiments.pipeline import say, table
 from gsclip_jax import evaluate
 
@@ -21,18 +22,13 @@ def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Pat
     Raises:
       ConfigError: no auxiliary category.
     """
-    if not config.auxiliary:
-        raise ConfigError("config.auxiliary is empty; name the categories to train on")
     runs = {}
-    for category in config.auxiliary:
-        one = config.copy_and_resolve_references()
-        one.task, one.data.train_category = "stage2", category
-        with one.unlocked():
-            del one.auxiliary
+    for one, folder in rows(config, workdir):
+        category = one.data.train_category
         say(f"\n{category}: training on it, evaluating on the others")
-        runs[category] = results_of(one, workdir / category)
+        runs[category] = results_of(one, folder)
         say(table(runs[category]))
-    joined = join(runs)
+    joined = join(runs) | {"evaluation": {"settings": settings(config)}}
     evaluate.write_json(workdir / "results.json", joined)
     say(f"\nmean over {len(runs)} auxiliary categories, by category evaluated")
     say(table(joined))
@@ -40,6 +36,22 @@ def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Pat
     say(table({"categories": {name: found["mean"] for name, found in runs.items()}, "mean": joined["mean"]}))
     say(f"results: {workdir / 'results.json'}")
     return joined
+
+
+def rows(config: ConfigDict, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """The runs of the protocol and their work directories. Raises ConfigError: no auxiliary category, or one twice."""
+    if not config.auxiliary:
+        raise ConfigError("config.auxiliary is empty; name the categories to train on")
+    if len(set(config.auxiliary)) < len(config.auxiliary):
+        raise ConfigError(f"config.auxiliary {tuple(config.auxiliary)}: name each category once")
+    found = []
+    for category in config.auxiliary:
+        one = config.copy_and_resolve_references()
+        one.task, one.data.train_category = "stage2", category
+        with one.unlocked():
+            del one.auxiliary
+        found.append((one, workdir / category))
+    return found
 
 
 def join(runs: dict[str, dict]) -> dict:

@@ -91,7 +91,46 @@ def parse(arguments: list[str]):
     config = load_config(name)
     for key, value in changes:
         set_key(config, key, value)
-    return config, Path(workdir) if workdir else default_workdir(config)
+    folder = Path(workdir) if workdir else default_workdir(config)
+    if config.task == "eval":
+        config = trained_config(name, config, folder)
+        for key, value in changes:
+            set_key(config, key, value)
+    return config, folder
+
+
+def trained_config(name: str, config, workdir: Path):
+    """What the model in `workdir` was trained with, for its evaluation: nothing of it has to be said again. `config`, where
+    nothing is there. Where it runs is the new command's, but for the cache.
+
+    Args:
+      name: of the configuration, `file.py[:preset]`.
+
+    Raises:
+      ConfigError: trained with another preset than the one named.
+    """
+    from experiments.build import ConfigError
+    from experiments.identity import held
+
+    there = held(workdir)
+    if there is None or there.get("task") == "pretrain":
+        return config
+    preset = there.get("preset", "")
+    if ":" in name and config.preset != preset:
+        raise ConfigError(f"{workdir} was trained with preset {preset!r}, not {config.preset!r}; --config eval.py takes what was")
+    file = name.partition(":")[0]
+    found = load_config(f"{file}:{preset}" if preset else file)
+    here = {key: found[key] for key in ("task", "workers", "mesh")}
+    with found.unlocked(), found.ignore_type():
+        found.update(_tuples({key: value for key, value in there.items() if key not in (*here, "auxiliary")}))
+    return found
+
+
+def _tuples(value):
+    """Lists as configurations have them."""
+    if isinstance(value, dict):
+        return {key: _tuples(below) for key, below in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _configurations() -> list[str]:
@@ -136,6 +175,10 @@ def load_config(name: str):
         raise ConfigError(f"{file.name}: {error}") from None
 
 
+# Tables that take any name: whoever reads them refuses what is none.
+OPEN = ("data.point_sizes", "data.reader", "target.data", "model.switches")
+
+
 def set_key(config, key: str, value: str) -> None:
     """config.a.b = value, read as the type that is there.
 
@@ -148,7 +191,7 @@ def set_key(config, key: str, value: str) -> None:
     *path, last = key.split(".")
     place = config
     for i, part in enumerate([*path, last]):
-        open_ended = not len(place) and i > 0
+        open_ended = i > 0 and (not len(place) or ".".join([*path, last][:i]) in OPEN)
         if part not in place and not open_ended:
             known = ".".join([*path, last][:i])
             hint = suggest(part, place.keys())
@@ -191,53 +234,57 @@ def _read(text: str, old):
         return text
 
 
-TASKS = ("stage1", "stage2", "eval", "protocol", "pretrain")
-
-
 def default_workdir(config) -> Path:
-    """runs/NAME-CATEGORY-VARIANT-sSEED, so that different experiments do not meet."""
+    """runs/NAME-CATEGORY-VARIANT-sSEED, and -on-TARGET where another data set is evaluated, so that different experiments do not
+    meet. An evaluation finds the model that the same command trained, else the one trained without a target."""
     if config.task == "pretrain":
         return Path("runs/pretrain")
-    if config.task == "protocol":
-        return Path("runs") / f"protocol-{config.preset or 'demo'}-{config.variant}-s{config.seed}"
-    return Path("runs") / f"{config.preset or 'demo'}-{config.data.train_category}-{config.variant}-s{config.seed}"
+    name = "protocol-" if config.task == "protocol" else ""
+    name += f"{config.preset or 'demo'}-"
+    name += f"{config.data.train_category}-" if config.task != "protocol" else ""
+    plain = Path("runs") / f"{name}{config.variant}-s{config.seed}"
+    if not config.target.name:
+        return plain
+    across = plain.with_name(f"{plain.name}-on-{config.target.name}")
+    return plain if config.task == "eval" and not (across / "model").is_dir() else across
 
 
 def run(config, workdir: Path) -> None:
-    """The whole of a configuration."""
+    """The whole of a configuration: what is missing of it, after everything that can be refused was."""
     import jax
 
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the user's own stays
         jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
+    from experiments import checks
+
+    checks.check_values(config)
     if config.task == "pretrain":
         from experiments import pretrain
-        from experiments.pipeline import claim_workdir
+        from experiments.identity import claim_workdir
 
         claim_workdir(config, workdir)
         return pretrain.run(config, workdir)
-    from experiments.build import ConfigError
-    from experiments.configs.common import suggest
-    from experiments.pipeline import Run, claim_workdir, say, table
+    from experiments import evaluations
+    from experiments.pipeline import Run, say, table
     from gsclip_jax.writer import named
 
     if config.task == "protocol":
         from experiments import protocol
+        from experiments.identity import claim_workdir
 
+        check_all(config, workdir)
         claim_workdir(config, workdir)
         protocol.run(config, workdir, lambda one, folder: _results(Run(one, folder)))
         return None
-    if config.task not in TASKS:
-        raise ConfigError(f"config.task {config.task!r}{suggest(config.task, TASKS)}")
+    check_all(config, workdir)
     this = Run(config, workdir)
     if config.task == "stage1":
         this.train("stage1")
         say(f"stage 1 is trained: {workdir / 'stage1'}")
         return None
-    if config.task == "eval" and not (workdir / "stage2").is_dir():
-        raise ConfigError(f"{workdir} holds no trained stage 2; run stage2.py with this --workdir first")
     results = _results(this)
-    compared, others = {}, comparisons(config)
+    compared, others = {}, alongside(config, workdir)
     for number, (name, other) in enumerate(others.items(), 1):
         say(f"\ncompared method {number} of {len(others)}: {name}")
         with named(name):
@@ -248,18 +295,51 @@ def run(config, workdir: Path) -> None:
         say("\n" + table(results, compared))
         seconds = results["seconds"]
         say("\nseconds: " + ", ".join(f"{phase} {value:.0f}" for phase, value in seconds.items()))
-        write_report(this, results, compared)
+        reported = this.reported()
+        write_report(reported, results, compared)
+        evaluations.show(reported.workdir / "results.json")
         say(f"results: {workdir / 'results.json'}, pictures: {workdir / 'report.html'}")
+        if reported.workdir != workdir:
+            say(f"they are kept in {reported.workdir}, with the scores")
     return None
 
 
 def _results(this) -> dict:
     """From the work directory where they are complete, else by running what is missing."""
-    import json
+    found = this.results()
+    return this.evaluate() if found is None else found
 
-    if this.results_file.exists():
-        return json.loads(this.results_file.read_text())
-    return this.evaluate()
+
+def check_all(config, workdir: Path, seen=None, devices: bool = True) -> None:
+    """Refuses what cannot run before any of it does: every run of a protocol, every method put beside a run.
+
+    Args and errors: as `checks.check_before`.
+    """
+    from experiments import checks, evaluations, identity, protocol
+
+    seen = seen or checks.Seen()
+    if config.task == "protocol":
+        identity.check_claim(config, workdir)
+        for one, folder in protocol.rows(config, workdir):
+            check_all(one, folder, seen, devices)
+        return
+    runs = [(config, workdir), *((other, workdir / "compare" / name) for name, other in alongside(config, workdir).items())]
+    for one, folder in runs:
+        if one.task == "stage1" or evaluations.find(folder, one) is None:
+            checks.check_before(one, folder, seen, devices)
+
+
+def alongside(config, workdir: Path) -> dict:
+    """The comparisons of a run. An evaluation trains nothing: it compares with what is trained, or learns nothing."""
+    from experiments.export import is_trained
+
+    found = comparisons(config)
+    if config.task == "stage1":
+        return {}
+    if config.task != "eval":
+        return found
+    ready = ("plain_clip", "surface_variation", "broken_symmetry")
+    return {n: c for n, c in found.items() if c.method in ready or is_trained(c, workdir / "compare" / n)}
 
 
 def comparisons(config) -> dict:

@@ -46,8 +46,11 @@ class Row:
         return self.workdir.name
 
     def results(self) -> dict | None:
-        path = self.workdir / "results.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """Of this row's configuration; None where there are none, or those of another."""
+        from experiments import evaluations
+
+        path = evaluations.find(self.workdir, self.config)
+        return json.loads(path.read_text()) if path else None
 
 
 def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, workdir: Path | None) -> list[Row]:
@@ -73,7 +76,8 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {','.join(map(str, seeds))}: name each once, one at least")
     stem = name.partition(":")[0].removesuffix(".py").rpartition("/")[2]
-    folder = workdir or Path("runs") / f"sweep-{stem}{'-' + base.preset if base.preset else ''}"
+    across = f"-on-{base.target.name}" if base.target.name != load_config(name).target.name else ""
+    folder = workdir or Path("runs") / f"sweep-{stem}{'-' + base.preset if base.preset else ''}{across}"
     found = []
     for seed in seeds:
         base.seed, base.compare = seed, ()
@@ -144,6 +148,43 @@ def run_row(row: Row) -> int:
     from experiments.run import run
 
     return guarded(lambda: run(row.config, row.workdir))
+
+
+def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
+    """number -> why, of the rows that cannot run, before any of them does. Arguments: as `checks.check_before`."""
+    from experiments.checks import Seen
+    from experiments.run import check_all
+
+    found, seen = {}, Seen()
+    for row in rows:
+        if row.results() is None:
+            try:
+                check_all(row.config, row.workdir, seen, devices)
+            except (ValueError, OSError) as error:
+                found[row.number] = " ".join(str(error).split())
+    return found
+
+
+def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
+    """The rows that cannot run, each told in a line; found in a process that ends, as this one leaves the devices to the rows.
+
+    Args:
+      where: "here", or "elsewhere" for rows that will have other devices.
+
+    Raises:
+      ConfigError: the check itself failed.
+    """
+    from experiments.build import ConfigError
+
+    done = subprocess.run([*command, "--check", where], capture_output=True, text=True)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()] or ["no word"]
+        raise ConfigError(f"the rows could not be checked: {words[-1].removeprefix('error: ')}")
+    why = {int(number): text for number, text in json.loads(done.stdout.splitlines()[-1]).items()}
+    for row in rows:
+        if row.number in why:
+            print(f"{row.label}: REFUSED before anything ran: {why[row.number]}", flush=True)
+    return [row for row in rows if row.number in why]
 
 
 def run_rows(rows: list[Row], command: list[str], jobs: int) -> list[Row]:
@@ -238,6 +279,7 @@ def _main(arguments: list[str], own_process: bool) -> int:
     parser.add_argument("--seeds", metavar="A,B", help="default 0,1,2; with a preset, its own seed")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at the same time on this machine (default 1)")
     parser.add_argument("--row", type=int, metavar="I", help="run this row alone, here")
+    parser.add_argument("--check", choices=("here", "elsewhere"), help="say which rows cannot run, as JSON")
     parser.add_argument("--list", action="store_true", help="print the rows and what is there of them")
     parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="submit an array through submitit with these parameters")
     options, rest = parser.parse_known_args(arguments)
@@ -260,20 +302,26 @@ def _main(arguments: list[str], own_process: bool) -> int:
         for row in rows:
             print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
         return 0
+    if own_process and (options.row is not None or options.check):  # JAX has not started yet
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", rows[options.row or 0].config.mesh.cpu_devices)
+    if options.check:
+        print(json.dumps(refusals(rows, options.check == "here")))
+        return 0
     note_order(rows)
     if options.row is not None:
-        if own_process:  # JAX has not started yet
-            import jax
-
-            jax.config.update("jax_num_cpu_devices", rows[options.row].config.mesh.cpu_devices)
         return run_row(rows[options.row])
     folder = rows[0].workdir.parent
     command = [sys.executable, "-m", "experiments.sweep", *_without(arguments, ("--jobs", "--slurm"))]
-    if options.slurm is not None:
-        ids = submit(rows, command, _options(options.slurm), folder)
-        print(f"submitted {len(ids)} jobs: {', '.join(ids)}" if ids else "every row is complete")
-        return 0
-    failed = run_rows(rows, command, options.jobs)
+    parameters = None if options.slurm is None else _options(options.slurm)
+    failed = refused(rows, command, "here" if parameters is None else "elsewhere")
+    able = [row for row in rows if row not in failed]
+    if parameters is not None:
+        ids = submit(able, command, parameters, folder)
+        print(f"submitted {len(ids)} jobs: {', '.join(ids)}" if ids else "every row is complete" if able else "no row can run")
+        return 1 if failed else 0
+    failed += run_rows(able, command, options.jobs)
     if failed:
         names = ", ".join(row.label for row in failed)
         print(f"{len(failed)} of {len(rows)} rows failed: {names}; logs: {folder}/ROW/{LOG}; the same command runs them again",

@@ -19,7 +19,7 @@ import numpy as np
 from gsclip_jax import metrics
 from gsclip_jax.method import Method, Params, Scores, Stats
 from gsclip_jax.names import csv_text, file_part
-from gsclip_jax.sharding import put_batch
+from gsclip_jax.sharding import pad_batch, put_batch
 from gsclip_jax.writer import Progress
 
 PARTS = ("colour", "joint")  # what the colour plug-in adds: scores of the colour image, and of both together
@@ -42,7 +42,8 @@ def score_objects(
 
     Args:
       index: one row an object: {"object_index", "category", "name"}.
-      batches: object_index numbers -> batches with exactly those objects, in order, the last one padded.
+      batches: object_index numbers -> batches with exactly those objects, in order, the last one padded. A batch that does not
+        divide among the devices is filled up with repeats.
     """
     folder = Path(folder)
     by_number = {row["object_index"]: row for row in index}
@@ -52,6 +53,7 @@ def score_objects(
     predict = jax.jit(partial(_with_colour, method) if rgb else lambda *args: (method.predict(*args), {}))
     progress, done = Progress("evaluating", len(missing)), 0
     for batch in batches(missing):
+        batch = pad_batch(batch, mesh)
         scores, more = predict(params, stats, put_batch(batch, mesh))
         points, objects = _local(scores.points), _local(scores.object)
         more = {name: _local(value) for name, value in more.items()}

@@ -71,6 +71,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def pad_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """The batch with its rows repeated in turn, marked real = False, until it divides among the devices of `data`."""
+    rows, local = len(next(iter(batch.values()))), max(mesh.shape["data"] // jax.process_count(), 1)
+    if not rows % local:
+        return batch
+    take = np.arange(rows + -rows % local) % rows
+    padded = {name: np.asarray(value)[take] for name, value in batch.items()}
+    return padded | {"real": padded["real"] & (np.arange(len(take)) < rows)}
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits every field's first axis over `data`; each process gives its own part of the global batch.
 

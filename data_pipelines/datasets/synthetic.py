@@ -157,7 +157,7 @@ def write(
     numbers out of range, and a folder that holds a set of other settings.
     """
     categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
-    _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts)
+    check(categories, seed, good, defective, points, difficulty, defects, relief, grafts)
     root = Path(root)
     settings = {
         "format": FORMAT,
@@ -208,7 +208,8 @@ def fingerprints(samples: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {name: hashlib.sha256("".join(sorted(files)).encode()).hexdigest() for name, files in lines.items()}
 
 
-def _check(categories, seed, good, defective, points, difficulty, defects, relief, grafts) -> None:
+def check(categories, seed, good, defective, points, difficulty, defects, relief, grafts) -> None:
+    """Raises ValueError for what `write` cannot write; the arguments are its own."""
     for what, names, known in (
         ("category", categories, GENERATORS),
         ("defect", defects, ALL_DEFECTS),

@@ -65,8 +65,9 @@ def embedded() -> ConfigDict:
                 "train_good": 20, "train_defective": 20, "good": 10, "defective": 10,
             },
         },
-        # Evaluate on another data set than the one trained on (cross-data-set): one of the presets' names, its folder.
-        "target": {"name": "", "root": "", "categories": ()},
+        # Evaluate on another data set than the one trained on (cross-data-set): a preset's name, or folder, prerendered or
+        # synthetic; its folder; `data`: values of its recipe to change, by the names above.
+        "target": {"name": "", "root": "", "categories": (), "data": {}},
         "clip": {"name": "mini", "tokenizer": "", "random": False, "dtype": "float32", "remat": False, "vv_blocks": -1},
         "pointnet2": {
             "weights": "mini",  # a file, "mini", or "" for a random start

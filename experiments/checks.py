@@ -1,0 +1,243 @@
+"""What can be refused is refused here, before the first scan is rendered: names, numbers, weights, data, devices, disk space."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from data_pipelines.batch import FIELDS
+from data_pipelines.datasets import DataError
+from data_pipelines.objects import recipe_of
+from data_pipelines.records import Plan, check_plan
+from experiments import build, identity, scans
+from experiments.build import ConfigError
+from experiments.configs.common import suggest
+from experiments.export import is_trained
+from gsclip_jax.clip import ClipConfig, clip_shapes
+from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
+from gsclip_jax.method import Method
+from gsclip_jax.sharding import make_mesh
+from gsclip_jax.train import partition
+
+TASKS = ("stage1", "stage2", "eval", "protocol", "pretrain")
+CHOICES = {
+    "task": TASKS, "model.streams": ("both", "render", "depth"), "model.switches.srm_tokens": ("all", "cls"),
+    "model.switches.stage2_losses": ("all", "point_view"),
+}  # fmt: skip
+MANY = float("inf")
+RANGES = {
+    "workers": (0, MANY), "mesh.model": (1, MANY), "save_every_s": (0, MANY), "eval.batch_size": (1, MANY),
+    "eval.pictures": (0, MANY), "stage1.epochs": (0, MANY), "stage2.epochs": (0, MANY), "stage1.batch_size": (1, MANY),
+    "stage2.batch_size": (1, MANY), "stage1.learning_rate": (0, 10), "stage1.pointnet2_rate": (0, 10),
+    "stage2.learning_rate": (0, 10), "stage2.lora_factor": (0, MANY), "model.n_ctx": (1, MANY), "model.deep_depth": (0, MANY),
+    "model.n_deep": (1, MANY), "model.prototypes": (1, MANY), "model.top_k": (1, MANY), "model.lora_rank": (1, MANY),
+    "model.lora_dropout": (0, 0.99), "model.render_share": (0, 1), "model.surface_share": (0, 1), "model.consistency": (0, MANY),
+    "model.smooth_sigma": (1e-6, MANY), "model.smooth_width": (1e-6, MANY), "model.smooth_rounds": (0, MANY),
+}  # fmt: skip
+
+
+class Seen:
+    """What was looked at already: the rows of a sweep have most of it in common."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    def once(self, what: Iterable[Any], look: Callable[[], Any]) -> Any:
+        key = json.dumps(list(what), sort_keys=True, default=str)
+        if key not in self._found:
+            self._found[key] = look()
+        return self._found[key]
+
+
+def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, devices: bool = True) -> None:
+    """Looks at everything that a run needs and renders, trains and writes nothing.
+
+    Args:
+      seen: shared by several runs, so that their common data and weights are looked at once.
+      devices: whether the run is to happen on the devices of this process.
+
+    Raises:
+      ConfigError, DataError, WeightsError or ValueError, one line: what is wrong, where, what to set.
+    """
+    seen = seen or Seen()
+    check_values(config)
+    build.check_method(config)
+    identity.check_claim(config, workdir)
+    learns = config.method not in (*build.YARDSTICKS, "plain_clip")
+    trains = learns and not is_trained(config, workdir)
+    if config.task == "eval" and trains:
+        raise ConfigError(f"{workdir} holds no trained model; run stage2.py with this --workdir first")
+    values = identity.flat(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.model) if devices else None
+    tests = config.task != "stage1"
+    kept = ("data", "target", "cache", "eval.rgb", "method", "preset")
+    about_data = [(k, v) for k, v in values.items() if k.startswith(kept)]
+    counts = seen.once([about_data, trains, tests, workdir if not trains else ""], lambda: _data(config, workdir, trains, tests))
+    kept = ("method", "variant", "clip", "pointnet2", "model", "stage1", "stage2", "data.name")
+    about_model = [(k, v) for k, v in values.items() if k.startswith(kept)]
+    method, each, weights = seen.once([about_model, _batch(config)], lambda: _model(config, seen))
+    for stage in (build.stages(config) if config.method == "gsclip" else method.stages) if trains else ():
+        share = mesh.shape["data"] if mesh else 1
+        if stage.batch_size % share:
+            raise ConfigError(
+                f"config.{stage.name}.batch_size={stage.batch_size}: a batch of {stage.batch_size} objects does not divide among "
+                f"{share} data devices; set it to a multiple of {share}, or fewer devices (config.mesh.cpu_devices on a CPU, "
+                "else config.mesh.data and mesh.model)"
+            )
+    _space(Path(config.cache), each * counts["train"] if trains else 0, "stored features")
+    _space(workdir, (weights if trains else 0) + counts["test"] * 8 * config.data.points, "checkpoints and scores")
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises ConfigError for a number out of its range or an unknown name, with the key."""
+    values = identity.flat(config)
+    for key, known in CHOICES.items():
+        if key in values and values[key] not in known:
+            raise ConfigError(f"config.{key} {values[key]!r}{suggest(str(values[key]), known)} Known: {', '.join(known)}")
+    for key, (low, high) in RANGES.items():
+        value = values.get(key, low)
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise ConfigError(f"config.{key} is {value!r}; it has to be {'at least' if high == MANY else 'between'} {low:g}"
+                              + ("" if high == MANY else f" and {high:g}"))  # fmt: skip
+
+
+# ---- data
+
+
+def _data(config: ConfigDict, workdir: Path, trains: bool, tests: bool) -> dict[str, int]:
+    """How many scans are trained and tested on, once they are known to be there with all that is asked of them."""
+    counts = {"train": 0, "test": 0}
+    if trains or not config.target.name:
+        here = config
+        if not trains and is_trained(config, workdir) and not scans.has_records(config):
+            here = scans.without_training(config)
+        found = _scans(here)
+        counts["train"] = found.get(config.data.train_category, 0)
+        if trains and not config.data.train_category:
+            raise ConfigError("config.data.train_category is empty; name the category to train on")
+        if not config.target.name and tests:
+            if not set(found) - {config.data.train_category}:
+                raise ConfigError(
+                    f"nothing to evaluate: {config.data.train_category!r} is the only category under {config.data.root}"
+                )
+            counts["test"] = sum(found.values())
+            _colour(config, here)
+    if config.target.name and tests:
+        other = build.target(config)
+        try:
+            counts["test"] = sum(_scans(other).values())
+        except ValueError as error:
+            raise build.of_target(error) from None
+        _colour(config, other)
+    return counts
+
+
+def _scans(config: ConfigDict) -> dict[str, int]:
+    """Scans of every category that the records of a configuration are made of."""
+    if build.is_embedded(config):
+        recipe_of(build.data_config(config))
+        return {name: good + bad for names, good, bad, *_ in build.synthetic_parts(config) for name in names}
+    plan = scans.plan_records(config)
+    check_plan(plan)
+    found: dict[str, int] = {}
+    for sample in plan.samples:
+        found[sample.category] = found.get(sample.category, 0) + 1
+    return found
+
+
+def _colour(config: ConfigDict, data: ConfigDict) -> None:
+    """Where colour scores are wanted, one scan of every category has to have its colour picture."""
+    if not build.wants_rgb(config):
+        return
+    plan: Plan | None = None if build.is_embedded(data) else scans.plan_records(data)
+    first = {sample.category: sample for sample in reversed(plan.samples)} if plan else {"": None}
+    for sample in first.values():
+        scan = plan.reader.load(sample) if plan else None
+        if scan is None or scan.rgb is None or scan.grid is None:
+            raise ConfigError(
+                f"config.eval.rgb needs organised scans with colour pictures, which {data.data.name!r} under "
+                f"{data.data.root} has not{f' ({sample.path})' if sample else ''}; set config.eval.rgb=False"
+            )
+
+
+# ---- model
+
+
+def _model(config: ConfigDict, seen: Seen) -> tuple[Method | None, int, int]:
+    """The method, the bytes of its stored features an object, and those of its checkpoints; traced, never computed.
+
+    Raises:
+      ConfigError or ValueError: parts that do not fit each other or the batches; WeightsError: weights that cannot be used.
+    """
+    if config.method in build.YARDSTICKS:
+        return build.YARDSTICKS[config.method](), 0, 0
+    changes = build.clip_changes(config)
+
+    def clip() -> tuple[ClipConfig, Path | None]:
+        cfg, _, tokenizer, _ = load_clip(config.clip.name, **changes)
+        return cfg, tokenizer
+
+    clip_cfg, tokenizer = seen.once(["clip", config.clip.name, changes], clip)
+    method, _ = build.make_method(config, clip_cfg, tokenizer)
+    try:
+        params, stats = jax.eval_shape(method.init, jax.random.key(0))
+        params = {**params, "clip": clip_shapes(clip_cfg)}
+        cfg = getattr(method, "cfg", None)
+        if config.method == "gsclip":
+            if cfg.switches.own_depth_tower:
+                params["clip_depth"] = {"visual": params["clip"]["visual"]}
+            if cfg.surface_share:
+                params["surface"] = load_surface(config.clip.name, clip_cfg.embed_dim)[0]
+            if config.pointnet2.weights:
+                load_pointnet2(config.pointnet2.weights, cfg.pointnet2)
+        batch = _batch(config)
+        method = build.without_remat(method)
+        jax.eval_shape(method.predict, params, stats, batch)
+        stored, trained = {}, 0
+        for stage in method.stages:
+            stored |= jax.eval_shape(partial(method.features, stage.name), params, stats, batch)
+            trained = max(trained, _bytes(partition(params, stage)[0]))
+    except (TypeError, IndexError, ZeroDivisionError, AssertionError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ConfigError(f"the model cannot be built with this configuration: {why}") from None
+    return method, _bytes(stored), 10 * trained  # parameters and two moments, in three checkpoints, and the model
+
+
+def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of one object."""
+    recipe = recipe_of(build.data_config(config))
+    size = {"B": 1, "V": len(recipe.camera_list()), "H": recipe.image_size, "W": recipe.image_size, "N": recipe.cloud_points,
+            "M": recipe.points, "K": recipe.neighbours}  # fmt: skip
+    return {
+        name: jax.ShapeDtypeStruct(tuple(size.get(axis, axis) for axis in axes), jnp.dtype(dtype))
+        for name, (axes, dtype, _) in FIELDS.items() if name != "rgb"
+    }  # fmt: skip
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+# ---- disk
+
+
+def _space(folder: Path, needed: int, what: str) -> None:
+    """Raises DataError where the disk under `folder` cannot be written or has no room for `needed` bytes."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    if not os.access(there, os.W_OK):
+        raise DataError(f"{there} cannot be written; choose another folder than {folder}")
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise DataError(
+            f"no disk space for {what}: about {needed / 1e6:.0f} MB needed under {folder}, {free / 1e6:.0f} MB free; free some, "
+            "or choose another folder"
+        )

@@ -1,0 +1,181 @@
+"""What a key of the configuration is part of: the trained model, one evaluation of it, or neither. One table for all of them.
+
+A work directory holds one trained model; what trained it cannot be changed there. Everything else can: the same model goes on
+with other settings of the machine, and is evaluated on whatever data there are, each evaluation apart (`evaluations.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.build import ConfigError
+from gsclip_jax import evaluate
+from gsclip_jax.convert.store import is_stored
+
+TRAINING = "training"  # changes the trained parameters
+EVALUATION = "evaluation"  # changes scores of a trained model
+PLACE = "place"  # where something lies, whose content is what counts
+SHOWN = "shown"  # what is drawn or put beside the results
+RUNNING = "running"  # how and where it runs; results differ by round-off at most
+
+# (key or its beginning, what it is part of, why). The longest that fits claims a key.
+KEYS: tuple[tuple[str, str, str], ...] = (
+    ("task", RUNNING, "which part of a run is asked for"),
+    ("preset", TRAINING, "names the settings, and with which recipe a target is rendered"),
+    ("seed", TRAINING, "start of the parameters, order of the objects"),
+    ("variant", TRAINING, "the paper's losses or the released code's"),
+    ("method", TRAINING, "what is trained"),
+    ("workers", RUNNING, "processes that render"),
+    ("cache", RUNNING, "where records and stored features lie; both are found by content"),
+    ("data", TRAINING, "data set, auxiliary category and how a scan becomes a record"),
+    ("data.root", PLACE, "the scans' content is in the records' key"),
+    ("data.categories", EVALUATION, "what is evaluated; training sees the auxiliary category alone"),
+    ("data.synthetic.set", EVALUATION, "which categories are evaluated"),
+    ("data.synthetic.good", EVALUATION, "how many scans are evaluated"),
+    ("data.synthetic.defective", EVALUATION, "how many scans are evaluated"),
+    ("target", EVALUATION, "the data set that is evaluated"),
+    ("target.root", PLACE, "the scans' content is in the records' key"),
+    ("clip", TRAINING, "the frozen encoders"),
+    ("clip.name", PLACE, "the hash of the weights is kept (weights.json)"),
+    ("clip.tokenizer", PLACE, "the hash of its words is kept (weights.json)"),
+    ("clip.remat", RUNNING, "memory against time; the same gradients"),
+    ("pointnet2", TRAINING, "the point network"),
+    ("pointnet2.weights", PLACE, "the hash of the weights is kept (weights.json)"),
+    ("model", TRAINING, "sizes, start and losses"),
+    ("model.surface_share", EVALUATION, "the surface stream joins at test time; nothing of it is trained here"),
+    ("model.smooth_sigma", EVALUATION, "point scores are smoothed at test time"),
+    ("model.smooth_width", EVALUATION, "point scores are smoothed at test time"),
+    ("model.smooth_rounds", EVALUATION, "point scores are smoothed at test time"),
+    ("stage1", TRAINING, "how long, how fast and with which batches"),
+    ("stage2", TRAINING, "how long, how fast and with which batches"),
+    ("eval.batch_size", RUNNING, "objects are scored one by one (but see `settings`)"),
+    ("eval.rgb", EVALUATION, "adds scores of the colour pictures"),
+    ("eval.pictures", SHOWN, "how many objects are drawn"),
+    ("compare", SHOWN, "runs of their own in compare/"),
+    ("mesh", RUNNING, "devices"),
+    ("save_every_s", RUNNING, "how often a checkpoint is written"),
+    ("auxiliary", EVALUATION, "the runs of a protocol whose means are taken; each has a folder of its own"),
+    ("out", RUNNING, "where a pretraining writes its weights"),
+    ("start", TRAINING, "the weights that a pretraining goes on from"),
+    ("mini", TRAINING, "sizes of the CLIP that is pretrained"),
+    ("clip_stage", TRAINING, "how it is pretrained"),
+    ("sight", TRAINING, "how it is pretrained"),
+    ("words", TRAINING, "how it is pretrained"),
+    ("surface_stage", TRAINING, "how its surface stream is trained"),
+    ("point_stage", TRAINING, "how the point network's start is trained"),
+)
+# A pretraining trains on all it renders: for it these change the result.
+ALL_IS_TRAINED_ON = ("data.categories", "data.synthetic")
+# What a directory may hold of a run that made nothing yet.
+NOTHING_MADE = frozenset(("config.json", "seconds.json", "metrics.jsonl", "weights.json", "objects.json", "log.txt"))
+
+
+def row_of(key: str) -> tuple[str, str, str] | None:
+    """The row of KEYS that claims a key."""
+    fitting = [row for row in KEYS if key == row[0] or key.startswith(row[0] + ".")]
+    return max(fitting, key=lambda row: len(row[0]), default=None)
+
+
+def part_of(key: str) -> str:
+    """TRAINING, EVALUATION, PLACE, SHOWN or RUNNING; a key that nobody claims may well train."""
+    row = row_of(key)
+    return TRAINING if row is None else row[1]
+
+
+def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": value} of a configuration, values as JSON has them."""
+    tree = json.loads(config.to_json_best_effort()) if isinstance(config, ConfigDict) else config
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{below}": v for below, v in flat(value).items()}
+        else:
+            found[key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def settings(config: ConfigDict | Mapping[str, Any], places: bool = True) -> dict[str, Any]:
+    """What one evaluation of a trained model depends on; with the folders it reads (`places`), or for what they hold alone."""
+    values = flat(config)
+    own = not values.get("target.name")
+    kept = {key: value for key, value in values.items() if part_of(key) == EVALUATION}
+    if places:
+        kept |= {key: values[key] for key in ("data.root", "target.root") if key in values}
+    kept = {key: value for key, value in kept.items() if not key.startswith("data." if not own else "target.")}
+    released = values.get("variant") == "released"
+    if values.get("model.switches.test_in_train_mode", released):  # the objects of a batch share their statistics
+        kept["eval.batch_size"] = values.get("eval.batch_size")
+    return kept
+
+
+def shown(config: ConfigDict) -> dict[str, Any]:
+    """What decides how results are shown."""
+    return {key: value for key, value in flat(config).items() if part_of(key) == SHOWN}
+
+
+def held(workdir: Path) -> dict | None:
+    """The configuration of what `workdir` holds, a run's or an exported model's; None where there is neither.
+
+    Raises:
+      ConfigError: a config.json that cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return found["config"] if is_stored(workdir) else dict(found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not the configuration of a run ({error!r:.80}); choose another --workdir") from None
+
+
+def differing(config: ConfigDict, workdir: Path) -> list[str]:
+    """The keys of another training in `workdir` than the configuration's, each with both values; [] where it is the same one,
+    or none."""
+    there = held(workdir)
+    if there is None or not _made_something(workdir):
+        return []
+    ours, theirs = flat(config), flat(there)
+
+    def trains(key: str) -> bool:
+        everything = config.task == "pretrain" and key.startswith(ALL_IS_TRAINED_ON)
+        return everything or part_of(key) == TRAINING
+
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key) and trains(key))
+    return [f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in keys]
+
+
+def check_claim(config: ConfigDict, workdir: Path) -> None:
+    """Raises ConfigError where `workdir` holds another training, naming what differs, or cannot be a folder."""
+    for folder in (workdir, *workdir.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise ConfigError(f"{folder} is no folder; choose another --workdir")
+            break
+    found = differing(config, workdir)
+    if found:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        first = ", ".join(found[:4]) + more
+        raise ConfigError(f"{workdir} holds a run with another configuration ({first}); choose another --workdir")
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Makes the folder and writes config.json, or checks that what is there has the same training.
+
+    Raises:
+      ConfigError: as `check_claim`. OSError: the folder cannot be written.
+    """
+    check_claim(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if held(workdir) is None or not _made_something(workdir):
+        evaluate.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+
+
+def _made_something(workdir: Path) -> bool:
+    """Whether anything would be lost with another configuration: a run that was refused or died early leaves nothing."""
+    return is_stored(workdir) or any(path.is_file() and path.name not in NOTHING_MADE for path in workdir.rglob("*"))

@@ -1,0 +1,54 @@
+"""Which scans and records a configuration asks for, told before any of them is rendered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.datasets import DataError, open_reader
+from data_pipelines.records import INDEX, Plan, RecordSet, plan_of
+from experiments.build import data_config, is_embedded, synthetic_parts, wanted
+
+
+def has_records(config: ConfigDict) -> bool:
+    """Whether the records of the whole data set, auxiliary category included, are there or can be made without writing scans."""
+    if is_embedded(config):
+        return all((Path(config.cache) / "scans" / folder / name).is_dir()
+                   for names, *_, folder in synthetic_parts(config) for name in names)  # fmt: skip
+    try:
+        return (plan_records(config).folder / INDEX).is_file()
+    except DataError:  # what is missing is said where it is needed
+        return False
+
+
+def without_training(config: ConfigDict) -> ConfigDict:
+    """The same data without the auxiliary category: all that a trained model is evaluated on."""
+    other, train = config.copy_and_resolve_references(), config.data.train_category
+    if is_embedded(config):
+        names = synthetic_parts(config)[0][0]
+    else:
+        names = config.data.categories or open_reader(config.data.name, config.data.root, **dict(config.data.reader)).categories()
+    other.data.train_category, other.data.categories = "", tuple(name for name in names if name != train)
+    return other
+
+
+def plan_records(config: ConfigDict) -> Plan:
+    """Which records the configuration asks for; finds the scans, renders nothing. Not for the embedded data set, whose scans may
+    not be written yet.
+
+    Raises:
+      DataError: as `data_pipelines.records.prepare`, where that can be told before rendering.
+    """
+    data, categories = wanted(config)
+    if not data["root"]:
+        raise DataError(f"data set {data['name']!r} needs config.data.root, the folder with its category folders")
+    return plan_of(data, Path(data["root"]).expanduser().absolute(), Path(config.cache).expanduser().absolute(), categories)
+
+
+def training_key(config: ConfigDict, records: RecordSet) -> str:
+    """Hash of the auxiliary category's scans and of how they become records, whatever else is evaluated."""
+    source = json.loads((records.dir / INDEX).read_text())["source"]
+    data = data_config(config) | {"root": source["root"]}
+    return plan_of(data, Path(source["root"]), Path(config.cache), [config.data.train_category]).key
