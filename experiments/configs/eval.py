@@ -1,9 +1,10 @@
-"""Evaluation alone of a work directory that stage2.py has trained (--workdir).
+"""Evaluation alone of a work directory that stage2.py has trained (--workdir), with the settings it was trained with.
 
-    python -m experiments.run --config eval.py                  # embedded data and CLIP
-    python -m experiments.run --config eval.py:real3d --config.data.root=Real3D-AD-PCD --config.clip.name=ViT-L-14-336px.pt
+    python -m experiments.run --config eval.py --workdir RUN --config.target.name=real3d --config.target.root=Real3D-AD-PCD
+    python -m experiments.run --config eval.py --workdir RUN --config.target.name=folder --config.target.root=my_scans
+    python -m experiments.run --config eval.py --workdir RUN --config.eval.rgb=True       # the same data, other columns
 
-Presets: mvtec3d, eyecandies, real3d, anomaly_shapenet (the paper's settings).
+Presets find the default work directory of stage2.py: mvtec3d, eyecandies, real3d, anomaly_shapenet (the paper's settings).
 """
 
 from experiments.configs import common
