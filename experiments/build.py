@@ -112,9 +112,10 @@ def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple
         folder += f"-relief{made.relief:g}" if made.relief else ""
         folder += f"-grafts{made.grafts:g}" if made.grafts else ""
         folder += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
-        synthetic.check(
-            part, made.seed, good, defective, made.scan_points, made.difficulty, kinds, made.relief, made.grafts
-        )
+        if part:
+            synthetic.check(
+                part, made.seed, good, defective, made.scan_points, made.difficulty, kinds, made.relief, made.grafts
+            )
         found.append((part, good, defective, kinds, folder))
     return found
 

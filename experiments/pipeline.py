@@ -125,6 +125,8 @@ class Run:
         the configuration asks for is taken away, as it is made anew."""
         path = evaluations.find(self.workdir, self.config)
         this = path and evaluations.of_results(path)
+        if this and this.is_first:
+            this.show()  # its page is written where that of another may be shown
         other = copy.copy(self)
         other.workdir = this.home if this else self.workdir
         mark = other.workdir / "eval" / evaluations.MARK

@@ -61,7 +61,7 @@ def test_a_batch_is_filled_up_for_the_devices():
     (["eval.batch_size=0"], "eval.batch_size is 0"), (["stage1.learning_rate=nan"], "stage1.learning_rate is nan"),
     (["clip.name=/nowhere.pt"], "/nowhere.pt"), (["pointnet2.weights=/nowhere.pth"], "/nowhere.pth"),
     (["clip.tokenizer=/nowhere"], "/nowhere"), (["model.start=", "model.n_ctx=200"], "prompts of 20"),
-    (["model.deep_depth=9"], "deep prompts"), (["model.top_k=5000"], "fewer"), (["model.start=a,b"], "make them equal"),
+    (["model.top_k=5000"], "fewer"), (["model.start=a,b"], "make them equal"),
     (["data.categories=bottle"], "nothing to evaluate"), (["data.categories=vse"], "did you mean 'vase'"),
     (["compare=plain_clp"], "did you mean 'plain_clip'"), (["method=gsclp"], "did you mean 'gsclip'"),
     (["eval.rgb=True"], "config.eval.rgb"), (["target.name=real3d", "target.root=/nowhere"], "/nowhere"),
