@@ -361,12 +361,12 @@ def without_remat(method: Method) -> Method:
 
 
 def start_ids(config: ConfigDict, clip_cfg: ClipConfig, tokenizer: Path | None) -> list[list[int]]:
-    """Token ids of config.model.start, sound and defective, n_ctx each. Raises ConfigError where they are not."""
+    """Token ids of config.model.start, normal and abnormal, n_ctx each. Raises ConfigError where they are not."""
     if len(config.model.start) != 2:
-        raise ConfigError("config.model.start takes two sentences, sound and defective, or none: ()")
+        raise ConfigError("config.model.start takes two sentences, normal and abnormal, or none: ()")
     words, room = _tokenizer(config, clip_cfg, tokenizer), config.model.n_ctx
     found = [words.encode(text) for text in config.model.start]
-    for name, ids in zip(("sound", "defective"), found, strict=True):
+    for name, ids in zip(("normal", "abnormal"), found, strict=True):
         if len(ids) != room:
             raise ConfigError(
                 f"config.model.start: the {name} sentence has {len(ids)} tokens, the context {room}: make them equal "
