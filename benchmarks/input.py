@@ -29,7 +29,7 @@ VIEWS, BATCH = 9, 2
 
 def write_scans(root: Path, kind: str, objects: int, points: int) -> None:
     """Scans of the embedded data set: as clouds, or as seen by a sensor above them, a square of x, y, z."""
-    from data_pipelines.datasets.synthetic import make_object
+    from data_pipelines.solids.synthetic import make_object
 
     for number in range(objects):
         at = root / "part" / ("good" if number else "defective")  # training batches want one
@@ -49,8 +49,8 @@ def write_scans(root: Path, kind: str, objects: int, points: int) -> None:
 
 
 def make_records(folder: Path, kind: str, objects: int, points: int):
-    from data_pipelines.recipes import data_config
-    from data_pipelines.records import prepare
+    from data_pipelines.records.recipes import data_config
+    from data_pipelines.records.store import prepare
 
     write_scans(folder / kind, kind, objects, points)
     side = round(points**0.5)
@@ -80,7 +80,7 @@ def write_published(records, folder: Path) -> None:
 def read_records(folder: Path, epochs: int) -> list[float]:
     """Seconds of each epoch of the stream that training reads."""
     from data_pipelines.input import train_batches
-    from data_pipelines.records import open_records
+    from data_pipelines.records.store import open_records
 
     records, seconds = open_records(folder), []
     batches = train_batches(records, batch_size=BATCH, seed=0)

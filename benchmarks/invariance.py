@@ -42,10 +42,10 @@ def variants(xyz: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
 def main() -> int:
     import jax
 
-    from data_pipelines.cloud_files import read_cloud
-    from data_pipelines.clouds import clean
-    from data_pipelines.datasets import Scan
-    from data_pipelines.objects import make_object, recipe_of, to_batch
+    from data_pipelines.clouds.files import read_cloud
+    from data_pipelines.clouds.sampling import clean
+    from data_pipelines.records.objects import make_object, recipe_of, to_batch
+    from data_pipelines.scan import Scan
     from experiments.build import data_config
     from experiments.export import EMBEDDED, load_model
     from experiments.predict import to_scan

@@ -36,8 +36,8 @@ def devices(chips: str | None, cpu: int):
 
 def clip_config(config):
     """The shape of the preset's CLIP, as `load_clip` would read it from the weights."""
-    from gsclip_jax.clip import ClipConfig
     from gsclip_jax.convert.load import load_clip
+    from gsclip_jax.models.clip import ClipConfig
 
     c = config.clip
     changes = {"dtype": c.dtype, "remat": c.remat, **({"vv_blocks": c.vv_blocks} if c.vv_blocks >= 0 else {})}
@@ -55,11 +55,11 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
 
     from data_pipelines.batch import FIELDS, OPTIONAL
     from experiments.build import gsclip_config, stages
-    from gsclip_jax.clip import clip_shapes
-    from gsclip_jax.gsclip import GsClip
-    from gsclip_jax.pretrain_surface import SurfacePretraining
-    from gsclip_jax.sharding import specs
-    from gsclip_jax.train import State, make_optimiser, make_step, partition
+    from gsclip_jax.methods.gsclip.model import GsClip
+    from gsclip_jax.models.clip import clip_shapes
+    from gsclip_jax.pretraining.surface import SurfacePretraining
+    from gsclip_jax.runtime.sharding import specs
+    from gsclip_jax.training.train import State, make_optimiser, make_step, partition
 
     def shaped(tree, shardings):
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)

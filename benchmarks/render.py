@@ -6,7 +6,7 @@ The published way, as the authors' preparation scripts work (written anew here f
 sampling, one point at a time; a new Open3D window for every view and modality (colour, ground truth, depth); the pixel of every
 point and its visibility in Python loops; three pictures a view written as PNG. One process.
 
-Ours: `data_pipelines.objects.make_object` in one process a core, one window each, and the packed part written to disk.
+Ours: `data_pipelines.records.objects.make_object` in one process a core, one window each, and the packed part written to disk.
 
 Both start from scans in memory. Reported: each step's median, objects per second, the ratio with and without the sampling.
 """
@@ -33,7 +33,7 @@ WINDOW, SIZE, VIEWS, SPLAT = 1024, 336, 9, 12.0
 
 def scan(number: int, points: int) -> tuple[np.ndarray, np.ndarray]:
     """A scan xyz [S, 3] in millimetres with a bulge, and its labels [S]."""
-    from data_pipelines.datasets.synthetic import make_object
+    from data_pipelines.solids.synthetic import make_object
 
     names = ("vase", "wrench", "bolt", "pawn", "propeller")
     xyz, mask, _ = make_object(names[number % len(names)], 3, number, "bulge", points=points, difficulty="wide")
@@ -105,7 +105,7 @@ def published_views(xyz: np.ndarray, mask: np.ndarray, rotations: np.ndarray, fo
 
 
 def published(objects: int, points: int, scan_points: int) -> list[dict]:
-    from data_pipelines.cameras import views
+    from data_pipelines.rendering.cameras import views
 
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         os.environ.pop(name, None)
@@ -125,10 +125,10 @@ def published(objects: int, points: int, scan_points: int) -> list[dict]:
 
 
 def ours(objects: list[int], points: int, scan_points: int) -> list[dict]:
-    from data_pipelines import clouds
-    from data_pipelines.datasets import Scan
-    from data_pipelines.objects import Recipe, make_object, write_part
-    from data_pipelines.render import rasteriser
+    from data_pipelines.clouds import sampling as clouds
+    from data_pipelines.records.objects import Recipe, make_object, write_part
+    from data_pipelines.rendering.views import rasteriser
+    from data_pipelines.scan import Scan
 
     recipe = Recipe(points, SIZE, VIEWS, "ring", WINDOW, SPLAT, 3000, 16, 0)
     draw = rasteriser(WINDOW, here=True)

@@ -40,7 +40,7 @@ def scored(workdir: Path) -> dict[str, list[dict]]:
 def by_kind(categories: dict[str, list[dict]]) -> dict[str, float]:
     """P-AUROC within the objects of each defect kind, mean over categories: how well each kind is found where it is."""
     from data_pipelines.datasets.real3d import defect_of
-    from gsclip_jax.metrics import roc_auc
+    from gsclip_jax.evaluation.metrics import roc_auc
 
     out = {}
     for kind in KINDS:
@@ -58,7 +58,7 @@ def by_kind(categories: dict[str, list[dict]]) -> dict[str, float]:
 def section(title: str, rows: list, prefix: str) -> str:
     """The tables of one difficulty, from its runs; `prefix` is taken off the rows' names."""
     from experiments.tables import Entry, show
-    from gsclip_jax.bootstrap import intervals
+    from gsclip_jax.evaluation.bootstrap import intervals
 
     entries: dict[str, Entry] = {}
     first = {}

@@ -9,12 +9,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from .batch import Batch
-from .datasets import DataError
-from .datasets.base import no_defective
-from .objects import Recipe, own_neighbours
-from .records import RecordSet
-from .tfds_records import open_tfds, quiet
+from data_pipelines.batch import Batch
+from data_pipelines.records.objects import Recipe, own_neighbours
+from data_pipelines.records.store import RecordSet
+from data_pipelines.records.tfds import open_tfds, quiet
+from data_pipelines.scan import DataError, no_defective
 
 # Accelerators are the models' alone: TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):

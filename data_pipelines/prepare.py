@@ -15,18 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .cameras import PRESETS
-from .datasets import DataError
-from .datasets.base import near
-from .datasets.listing import printable
-from .recipes import RECIPES, data_config
-from .records import prepare
-from .verify import Report, folders, verify
+from data_pipelines.datasets.listing import printable
+from data_pipelines.records.recipes import RECIPES, data_config
+from data_pipelines.records.store import prepare
+from data_pipelines.records.verify import Report, folders, verify
+from data_pipelines.rendering.cameras import PRESETS
+from data_pipelines.scan import DataError, did_you_mean
 
 USAGE = "python -m data_pipelines.prepare --data NAME --root DIR --out DIR [options] [--beam -- BEAM'S FLAGS]"
 EPILOG = f"""\
 data sets, by the layout of their folders: {", ".join(RECIPES)} (your own scans).
-Options of the recipe that are not given are the published ones of the data set (data_pipelines/recipes.py). They are part of the
+Options of the recipe that are not given are the published ones of the data set (data_pipelines/records/recipes.py). They are part of the
 key of the records: a run finds them when its config.data has the same values, e.g. --points 4096 here and
 --config.data.points=4096 there, and its config.cache is --out.
 
@@ -93,12 +92,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any], lis
     known = [name for action in parser._actions for name in action.option_strings]
     for word in unknown:
         name = word.split("=")[0]
-        raise DataError(f"unknown option {word!r}{near(name, known) if word[:1] == '-' else ''}; --help lists them all")
+        raise DataError(f"unknown option {word!r}{did_you_mean(name, known) if word[:1] == '-' else ''}; --help lists them all")
     flags = arguments[split + 1 :]
     if flags and not options.beam:
         raise DataError(f"what follows -- ({flags[0]} ...) goes to Beam; add --beam before it")
     if options.data is not None and options.data not in RECIPES:
-        raise DataError(f"unknown data set {options.data!r}{near(options.data, RECIPES)}; known: {', '.join(RECIPES)}")
+        raise DataError(f"unknown data set {options.data!r}{did_you_mean(options.data, RECIPES)}; known: {', '.join(RECIPES)}")
     if not options.out:
         raise DataError("--out is missing: the folder for records, config.cache of the runs that use them")
     if not options.verify or options.root:
@@ -201,7 +200,7 @@ def _back_off(text: str) -> bool | str:
 
 def _planned(options: argparse.Namespace, changes: dict[str, Any], say: Callable[[str], None]) -> Path:
     """The folder in which the records of these options lie."""
-    from .records import plan_of
+    from data_pipelines.records.store import plan_of
 
     out = Path(options.out).expanduser().absolute()
     root = Path(options.root).expanduser().absolute()

@@ -14,24 +14,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.locks import locked
-from data_pipelines.recipes import RECIPES, recipe
-from data_pipelines.records import RecordSet, prepare
-from experiments.configs.common import embedded, suggest
-from gsclip_jax.baselines.broken_symmetry import BrokenSymmetry
-from gsclip_jax.baselines.plain_clip import PlainClip, ensemble
-from gsclip_jax.baselines.pointad import WORDS, PointAd
-from gsclip_jax.baselines.surface_variation import SurfaceVariation
-from gsclip_jax.clip import ClipConfig, clip_module, init_clip
+from data_pipelines.files import locked
+from data_pipelines.records.recipes import RECIPES, recipe
+from data_pipelines.records.store import RecordSet, prepare
+from data_pipelines.scan import did_you_mean
+from experiments.configs.common import embedded
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import content_hash
-from gsclip_jax.gddm import GddmConfig
-from gsclip_jax.gsclip import RELEASED, GsClip, GsClipConfig, Switches
 from gsclip_jax.method import Method, Params, Stage, Stats
-from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.prompts import PromptConfig
-from gsclip_jax.sentences import start_from_sentences
-from gsclip_jax.tokenizer import Tokenizer, load_tokenizer
+from gsclip_jax.methods.gsclip.gddm import GddmConfig
+from gsclip_jax.methods.gsclip.model import RELEASED, GsClip, GsClipConfig, Switches
+from gsclip_jax.methods.gsclip.prompts import PromptConfig
+from gsclip_jax.methods.gsclip.sentences import start_from_sentences
+from gsclip_jax.methods.plain_clip import PlainClip, ensemble
+from gsclip_jax.methods.pointad import WORDS, PointAd
+from gsclip_jax.methods.surface.broken_symmetry import BrokenSymmetry
+from gsclip_jax.methods.surface.surface_variation import SurfaceVariation
+from gsclip_jax.models.clip import ClipConfig, clip_module, init_clip
+from gsclip_jax.models.pointnet2 import PointNet2Config
+from gsclip_jax.models.tokenizer import Tokenizer, load_tokenizer
 
 YARDSTICKS = {method.name: method for method in (SurfaceVariation, BrokenSymmetry)}  # nothing to load, nothing to learn
 METHODS = ("gsclip", "pointad", "plain_clip", *YARDSTICKS)
@@ -45,7 +46,7 @@ class ConfigError(ValueError):
 
 
 def data_config(config: ConfigDict) -> dict:
-    """config.data in the terms of data_pipelines.records."""
+    """config.data in the terms of data_pipelines.records.store."""
     data = config.data
     sizes = {**dict(data.point_sizes), "default": data.point_size} if data.point_sizes else data.point_size
     keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
@@ -54,7 +55,7 @@ def data_config(config: ConfigDict) -> dict:
 
 
 def wanted(config: ConfigDict) -> tuple[dict, list[str] | None]:
-    """What `data_pipelines.records` prepares for a configuration: the data in its terms, the categories (None: all found)."""
+    """What `data_pipelines.records.store` prepares for a configuration: the data in its terms, the categories (None: all found)."""
     data = data_config(config)
     if not config.data.categories:
         return data, None
@@ -87,17 +88,17 @@ def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple
     Raises:
       ConfigError: unknown set, category or kind of defect. ValueError: what the writer of the scans refuses.
     """
-    from data_pipelines.datasets import synthetic
+    from data_pipelines.solids import synthetic
 
     made, train = config.data.synthetic, config.data.train_category
     if made["set"] not in synthetic.SETS:
         raise ConfigError(
-            f"config.data.synthetic.set {made['set']!r}{suggest(made['set'], synthetic.SETS)} Known: {', '.join(synthetic.SETS)}"
+            f"config.data.synthetic.set {made['set']!r}{did_you_mean(made['set'], synthetic.SETS)} Known: {', '.join(synthetic.SETS)}"
         )
     everything = [name for names in synthetic.SETS.values() for name in names]
     for name in [*filter(None, [train]), *config.data.categories]:
         if name not in everything:
-            raise ConfigError(f"no embedded category {name!r}{suggest(name, everything)} Known: {', '.join(everything)}")
+            raise ConfigError(f"no embedded category {name!r}{did_you_mean(name, everything)} Known: {', '.join(everything)}")
     names = [name for name in (config.data.categories or synthetic.SETS[made["set"]]) if name != train]
     shown = tuple(kind for kind in synthetic.ALL_DEFECTS if kind not in made.held_out)
     if len(shown) + len(set(made.held_out)) != len(synthetic.ALL_DEFECTS) or not shown:
@@ -122,7 +123,7 @@ def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple
 
 def _write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> tuple[str, list[str]]:
     """The embedded data set's scans on disk, in Real3D-AD's layout."""
-    from data_pipelines.datasets import synthetic
+    from data_pipelines.solids import synthetic
 
     made, train = config.data.synthetic, config.data.train_category
     parts = synthetic_parts(config)
@@ -164,7 +165,7 @@ def target(config: ConfigDict) -> ConfigDict:
     """
     name = config.target.name
     if name not in TARGETS:
-        raise ConfigError(f"config.target.name: no data set {name!r}{suggest(name, TARGETS)} Known: {', '.join(TARGETS)}")
+        raise ConfigError(f"config.target.name: no data set {name!r}{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}")
     other, base = config.copy_and_resolve_references(), embedded()
     if name != "synthetic":
         base.data.update({"name": name, **recipe(name)})
@@ -176,7 +177,7 @@ def target(config: ConfigDict) -> ConfigDict:
     other.data.update({key: config.data[key] for key in kept if name != "prerendered" or key not in GIVEN})
     for key, value in config.target.get("data", {}).items():
         if key not in other.data:
-            raise ConfigError(f"config.target.data: no key {key!r}{suggest(key, other.data)} Known: {', '.join(other.data)}")
+            raise ConfigError(f"config.target.data: no key {key!r}{did_you_mean(key, other.data)} Known: {', '.join(other.data)}")
         with other.data.ignore_type():
             other.data[key] = value
     other.data.update({"root": config.target.root, "train_category": ""})
@@ -218,7 +219,7 @@ def batch_size(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 
 
 def index_rows(records: RecordSet, categories: list[str]) -> list[dict]:
-    """Rows of the index with their number, as `gsclip_jax.evaluate` takes them."""
+    """Rows of the index with their number, as `gsclip_jax.evaluation.score` takes them."""
     return [{**records.index[i], "object_index": int(i)} for i in records.rows(categories)]
 
 
@@ -251,7 +252,7 @@ def _surface_share(config: ConfigDict) -> float:
 
 def _switches(config: ConfigDict) -> Switches:
     if config.variant not in ("paper", "released"):
-        hint = suggest(config.variant, ("paper", "released"))
+        hint = did_you_mean(config.variant, ("paper", "released"))
         raise ConfigError(f"config.variant is {config.variant!r}{hint} Known: paper, released")
     start = RELEASED if config.variant == "released" else Switches()
     if config.variant == "released" and config.data.name in ("real3d", "anomaly_shapenet"):
@@ -283,7 +284,7 @@ def gsclip_config(config: ConfigDict, clip_cfg: ClipConfig) -> GsClipConfig:
 def check_method(config: ConfigDict) -> None:
     """Raises ConfigError for a method that is not there."""
     if config.method not in METHODS:
-        raise ConfigError(f"no method {config.method!r}{suggest(config.method, METHODS)} Known: {', '.join(METHODS)}")
+        raise ConfigError(f"no method {config.method!r}{did_you_mean(config.method, METHODS)} Known: {', '.join(METHODS)}")
 
 
 def clip_changes(config: ConfigDict) -> dict:

@@ -15,18 +15,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipelines.batch import FIELDS
-from data_pipelines.datasets import DataError
-from data_pipelines.objects import recipe_of
-from data_pipelines.records import Plan, check_plan
+from data_pipelines.records.objects import recipe_of
+from data_pipelines.records.store import Plan, check_plan
+from data_pipelines.scan import DataError, did_you_mean
 from experiments import build, identity, scans
 from experiments.build import ConfigError
-from experiments.configs.common import suggest
 from experiments.export import is_trained
-from gsclip_jax.clip import ClipConfig, clip_shapes
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
-from gsclip_jax.sharding import make_mesh
-from gsclip_jax.train import partition
+from gsclip_jax.models.clip import ClipConfig, clip_shapes
+from gsclip_jax.runtime.sharding import make_mesh
+from gsclip_jax.training.train import partition
 
 TASKS = ("stage1", "stage2", "eval", "protocol", "pretrain")
 CHOICES = {
@@ -102,7 +101,7 @@ def check_values(config: ConfigDict) -> None:
     values = identity.flat(config)
     for key, known in CHOICES.items():
         if key in values and values[key] not in known:
-            raise ConfigError(f"config.{key} {values[key]!r}{suggest(str(values[key]), known)} Known: {', '.join(known)}")
+            raise ConfigError(f"config.{key} {values[key]!r}{did_you_mean(str(values[key]), known)} Known: {', '.join(known)}")
     for key, (low, high) in RANGES.items():
         value = values.get(key, low)
         if not isinstance(value, int | float) or not low <= value <= high:

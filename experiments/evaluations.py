@@ -17,9 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.locks import locked
+from data_pipelines.files import locked, write_json
 from experiments import identity
-from gsclip_jax.evaluate import write_json
 
 RESULTS = "results.json"
 FILES = (RESULTS, "scores.csv", "report.html", "pictures")  # the results last to come and first to go: they vouch for the others

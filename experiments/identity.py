@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.files import write_json
 from experiments.build import ConfigError
-from gsclip_jax import evaluate
 from gsclip_jax.convert.store import is_stored
 
 TRAINING = "training"  # changes the trained parameters
@@ -173,7 +173,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     check_claim(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if held(workdir) is None or not _made_something(workdir):
-        evaluate.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
 
 
 def _made_something(workdir: Path) -> bool:

@@ -18,8 +18,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data_pipelines.objects import write_atomic
-from gsclip_jax.names import file_part, one_line
+from data_pipelines.files import write_atomic
+from gsclip_jax.runtime.names import file_part, one_line
 
 TABLE = "scores.json"
 ENDINGS = (".ply", ".npy", ".png")

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
-from data_pipelines import lettering
-from data_pipelines.objects import Recipe, write_atomic
-from data_pipelines.render import shown_points
+from data_pipelines.files import write_atomic
+from data_pipelines.records.objects import Recipe
+from data_pipelines.rendering import lettering
+from data_pipelines.rendering.views import shown_points
 
 GAP = 6
 TRUTH = (214, 39, 40)

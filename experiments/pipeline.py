@@ -15,9 +15,10 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import DataError
+from data_pipelines.files import write_json
 from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
-from data_pipelines.records import RecordSet
+from data_pipelines.records.store import RecordSet
+from data_pipelines.scan import DataError
 from experiments import evaluations
 from experiments.build import (
     ConfigError,
@@ -36,12 +37,12 @@ from experiments.build import (
 from experiments.export import finished_model, is_trained, save_model, steps_done
 from experiments.identity import claim_workdir, settings, shown
 from experiments.scans import has_records, plan_records, training_key, without_training
-from gsclip_jax import evaluate
-from gsclip_jax.features import find_features
+from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.method import Method, Params, Stage, Stats
-from gsclip_jax.sharding import make_mesh, place, replicated
-from gsclip_jax.train import fit
-from gsclip_jax.writer import MetricWriter
+from gsclip_jax.runtime.metric_writer import MetricWriter
+from gsclip_jax.runtime.sharding import make_mesh, place, replicated
+from gsclip_jax.training.feature_store import find_features
+from gsclip_jax.training.train import fit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "open3d", "tensorflow-datasets", "numpy")
 
@@ -60,7 +61,7 @@ class Timer:
             yield
         finally:
             self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - began, 1)
-            evaluate.write_json(self.path, self.seconds)
+            write_json(self.path, self.seconds)
 
 
 def versions() -> dict[str, str]:
@@ -134,7 +135,7 @@ class Run:
         if about and about.get("shown") != shown(self.config):
             if "shown" in about:
                 (other.workdir / "report.html").unlink(missing_ok=True)
-            evaluate.write_json(mark, about | {"shown": shown(self.config)})
+            write_json(mark, about | {"shown": shown(self.config)})
         return other
 
     def _planned_key(self) -> str | None:
@@ -180,7 +181,7 @@ class Run:
                     "--workdir"
                 )
         elif ours:
-            evaluate.write_json(path, weights)
+            write_json(path, weights)
 
     def _stage(self, method: Method, stage: Stage, params: Params, stats: Stats) -> tuple[Params, Stats]:
         records, category, seed = self.records, self.config.data.train_category, self.config.seed
@@ -208,7 +209,7 @@ class Run:
         """Raises ConfigError where a begun training saw other scans than the ones here."""
         path, key = self.workdir / "objects.json", training_key(self.config, self.records)
         if not steps_done(self.workdir) or not path.exists():  # nothing is trained yet, or an earlier version began it
-            evaluate.write_json(path, {"key": key})
+            write_json(path, {"key": key})
         elif json.loads(path.read_text())["key"] != key:
             raise ConfigError(
                 f"{self.workdir} began its training on other scans of {self.config.data.train_category!r}, or on records that "
@@ -260,7 +261,7 @@ class Run:
         }  # fmt: skip
         if jax.process_index() == 0:
             evaluate.write_scores(index, home / "eval", home / "scores.csv")
-            evaluate.write_json(home / "results.json", results)
+            write_json(home / "results.json", results)
         return results
 
 

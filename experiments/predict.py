@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsclip_jax.names import one_line
+from gsclip_jax.runtime.names import one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
 
@@ -76,10 +76,10 @@ def _scored(scans: list[Path], outputs, workdir: Path | None):
 
     cache = keep_compiled()
 
-    from data_pipelines.cloud_files import read_cloud
-    from data_pipelines.clouds import clean
-    from data_pipelines.datasets import Scan
-    from data_pipelines.objects import make_object, recipe_of, to_batch
+    from data_pipelines.clouds.files import read_cloud
+    from data_pipelines.clouds.sampling import clean
+    from data_pipelines.records.objects import make_object, recipe_of, to_batch
+    from data_pipelines.scan import Scan
     from experiments.build import data_config
     from experiments.export import EMBEDDED, load_model
 
@@ -154,7 +154,7 @@ def keep_compiled() -> str:
 def to_scan(points: np.ndarray, made: dict, xyz: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Scores of the scored points [M] of `make_object` -> one for every row of the scan [S], float32: the nearest scored point's,
     NaN for rows that hold no point."""
-    from data_pipelines.clouds import nearest
+    from data_pipelines.clouds.sampling import nearest
 
     scored = made["valid"]
     scores = np.full(len(xyz), np.nan, np.float32)

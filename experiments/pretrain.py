@@ -14,30 +14,30 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches
-from data_pipelines.records import RecordSet
+from data_pipelines.records.store import RecordSet
 from experiments.build import ConfigError, load_records
 from experiments.captions import Captioner, make_tokenizer, vocabulary
-from gsclip_jax.clip import ClipConfig, clip_module, encode_tokens
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
-from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.pretrain import ClipPretraining, PointPretraining
-from gsclip_jax.pretrain_start import look_around, whitening
-from gsclip_jax.pretrain_surface import SurfacePretraining, surface_batches, surface_sample
-from gsclip_jax.pretrain_views import cloud_batches, rugged_views, twins, view_batches
-from gsclip_jax.sharding import make_mesh
-from gsclip_jax.similarity import normalise
-from gsclip_jax.surface import DESCRIPTION
-from gsclip_jax.train import fit
-from gsclip_jax.writer import MetricWriter
+from gsclip_jax.methods.surface.descriptor import DESCRIPTION
+from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
+from gsclip_jax.models.layers import normalise
+from gsclip_jax.models.pointnet2 import PointNet2Config
+from gsclip_jax.pretraining.start import look_around, whitening
+from gsclip_jax.pretraining.surface import SurfacePretraining, surface_batches, surface_sample
+from gsclip_jax.pretraining.views import cloud_batches, rugged_views, twins, view_batches
+from gsclip_jax.pretraining.vision import ClipPretraining, PointPretraining
+from gsclip_jax.runtime.metric_writer import MetricWriter
+from gsclip_jax.runtime.sharding import make_mesh
+from gsclip_jax.training.train import fit
 
 CONTEXT = 77  # room for the learned prompts; captions need 16
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains the three networks, writes config.out, or `workdir`/mini."""
-    from data_pipelines.datasets.synthetic import SETS
+    from data_pipelines.solids.synthetic import SETS
 
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines.files import write_json
 from experiments.build import ConfigError
 from experiments.identity import settings
 from experiments.pipeline import say, table
-from gsclip_jax import evaluate
+from gsclip_jax.evaluation import score as evaluate
 
 
 def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Path], dict]) -> dict:
@@ -29,7 +30,7 @@ def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Pat
         runs[category] = results_of(one, folder)
         say(table(runs[category]))
     joined = join(runs) | {"evaluation": {"settings": settings(config)}}
-    evaluate.write_json(workdir / "results.json", joined)
+    write_json(workdir / "results.json", joined)
     say(f"\nmean over {len(runs)} auxiliary categories, by category evaluated")
     say(table(joined))
     say("\nby category trained on")

@@ -7,13 +7,13 @@ import html
 
 import numpy as np
 
+from data_pipelines.files import write_atomic
 from data_pipelines.input import eval_batches
-from data_pipelines.objects import write_atomic
 from experiments import pictures
 from experiments.build import index_rows
 from experiments.pipeline import columns
-from gsclip_jax import evaluate
-from gsclip_jax.names import one_line
+from gsclip_jax.evaluation import score as evaluate
+from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
 

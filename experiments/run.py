@@ -63,8 +63,9 @@ def parse(arguments: list[str]):
     Raises:
       ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
     """
+    from data_pipelines.scan import did_you_mean
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
+
 
     name, workdir, changes = None, None, []
     rest = list(arguments)
@@ -85,7 +86,7 @@ def parse(arguments: list[str]):
                 value = rest.pop(0)
             name, workdir = (value, workdir) if option == "--config" else (name, value)
         else:
-            raise ConfigError(f"unknown option {option!r}{suggest(option, ('--config', '--workdir'))} {USAGE}")
+            raise ConfigError(f"unknown option {option!r}{did_you_mean(option, ('--config', '--workdir'))} {USAGE}")
     if name is None:
         raise ConfigError(f"no --config given. {USAGE}")
     config = load_config(name)
@@ -144,15 +145,16 @@ def find_config(path: str) -> Path:
     Raises:
       ConfigError: no such file.
     """
+    from data_pipelines.scan import did_you_mean
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
+
 
     file = Path(path) if Path(path).is_file() else CONFIGS / path
     if not file.suffix:
         file = file.with_suffix(".py")
     if not file.is_file():
         known = _configurations()
-        raise ConfigError(f"no configuration {path!r}{suggest(path, known)} Known: {', '.join(known)}")
+        raise ConfigError(f"no configuration {path!r}{did_you_mean(path, known)} Known: {', '.join(known)}")
     return file
 
 
@@ -185,8 +187,9 @@ def set_key(config, key: str, value: str) -> None:
     Raises:
       ConfigError: no such key, or a value that does not fit.
     """
+    from data_pipelines.scan import did_you_mean
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
+
 
     *path, last = key.split(".")
     place = config
@@ -194,7 +197,7 @@ def set_key(config, key: str, value: str) -> None:
         open_ended = i > 0 and (not len(place) or ".".join([*path, last][:i]) in OPEN)
         if part not in place and not open_ended:
             known = ".".join([*path, last][:i])
-            hint = suggest(part, place.keys())
+            hint = did_you_mean(part, place.keys())
             raise ConfigError(f"no key config.{key}{hint} Under config{'.' + known if known else ''}: {', '.join(place.keys())}")
         if i < len(path):
             place = place[part]
@@ -265,9 +268,9 @@ def run(config, workdir: Path) -> None:
 
         claim_workdir(config, workdir)
         return pretrain.run(config, workdir)
+    from data_pipelines.progress import named
     from experiments import evaluations
     from experiments.pipeline import Run, say, table
-    from gsclip_jax.writer import named
 
     if config.task == "protocol":
         from experiments import protocol
@@ -348,8 +351,9 @@ def comparisons(config) -> dict:
     Raises:
       ConfigError: unknown name.
     """
+    from data_pipelines.scan import did_you_mean
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
+
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
@@ -362,7 +366,7 @@ def comparisons(config) -> dict:
     found = {}
     for name in config.compare:
         if name not in changes:
-            raise ConfigError(f"config.compare: no {name!r}{suggest(name, changes)} Known: {', '.join(changes)}")
+            raise ConfigError(f"config.compare: no {name!r}{did_you_mean(name, changes)} Known: {', '.join(changes)}")
         other = config.copy_and_resolve_references()
         other.compare = ()
         other.update(changes[name])

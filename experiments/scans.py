@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import DataError, open_reader
-from data_pipelines.records import INDEX, Plan, RecordSet, plan_of
+from data_pipelines.datasets import open_reader
+from data_pipelines.records.store import INDEX, Plan, RecordSet, plan_of
+from data_pipelines.scan import DataError
 from experiments.build import data_config, is_embedded, synthetic_parts, wanted
 
 
@@ -39,7 +40,7 @@ def plan_records(config: ConfigDict) -> Plan:
     not be written yet.
 
     Raises:
-      DataError: as `data_pipelines.records.prepare`, where that can be told before rendering.
+      DataError: as `data_pipelines.records.store.prepare`, where that can be told before rendering.
     """
     data, categories = wanted(config)
     if not data["root"]:

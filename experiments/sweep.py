@@ -25,8 +25,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.locks import locked
-from data_pipelines.workers import span
+from data_pipelines.files import locked
+from data_pipelines.progress import span
 
 SEEDS = (0, 1, 2)
 LOG = "log.txt"
@@ -90,7 +90,7 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
 
 def note_order(rows: list[Row]) -> None:
     """Writes the rows' names into rows.json beside them, behind those of other sweeps there: tables keep this order."""
-    from gsclip_jax.evaluate import write_json
+    from data_pipelines.files import write_json
 
     path = rows[0].workdir.parent / "rows.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,8 +117,9 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: no such key (with the nearest).
     """
+    from data_pipelines.scan import did_you_mean
     from experiments.build import ConfigError
-    from experiments.configs.common import suggest
+
 
     for key, value in values.items():
         *path, last = key.split(".")
@@ -127,7 +128,7 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
             place = place.get(part) if hasattr(place, "get") else None
         if not hasattr(place, "keys") or (last not in place and len(place)):
             known = place.keys() if hasattr(place, "keys") else config.keys()
-            raise ConfigError(f"the sweep changes config.{key}, which is no key{suggest(last, known)} Known: {', '.join(known)}")
+            raise ConfigError(f"the sweep changes config.{key}, which is no key{did_you_mean(last, known)} Known: {', '.join(known)}")
         with place.unlocked(), place.ignore_type():
             place[last] = value
 

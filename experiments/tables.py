@@ -19,11 +19,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines import lettering
-from data_pipelines.objects import write_atomic
+from data_pipelines.files import write_atomic
+from data_pipelines.rendering import lettering
 from experiments.outputs import refuse_foreign
 from experiments.published import METHODS, METRICS, MODULES, ROWS
-from gsclip_jax.names import csv_text, one_line
+from gsclip_jax.runtime.names import csv_text, one_line
 
 TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
 SINGLE = "one auxiliary category"

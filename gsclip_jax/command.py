@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from gsclip_jax.convert.keys import plain
+from gsclip_jax.runtime.keys import plain
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,12 +8,12 @@ import functools
 import jax
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig, init_clip
-from gsclip_jax.gddm import GddmConfig
-from gsclip_jax.gsclip import GsClip, GsClipConfig, Switches
 from gsclip_jax.method import Stage
-from gsclip_jax.pointnet2 import PointNet2Config
-from gsclip_jax.prompts import PromptConfig
+from gsclip_jax.methods.gsclip.gddm import GddmConfig
+from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig, Switches
+from gsclip_jax.methods.gsclip.prompts import PromptConfig
+from gsclip_jax.models.clip import ClipConfig, init_clip
+from gsclip_jax.models.pointnet2 import PointNet2Config
 
 CLIP = ClipConfig(
     image_size=32, patch=8, vision_width=32, vision_layers=2, vision_heads=2, embed_dim=16, text_width=16, text_layers=2,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .base import DataError, GivenViews, Reader, Sample, Scan, near
+from data_pipelines.datasets.listing import Reader
+from data_pipelines.scan import DataError, GivenViews, Sample, Scan, did_you_mean
 
 # name -> (module, class). Modules are imported when asked for: a reader may need what another installation lacks.
 READERS: dict[str, tuple[str, str]] = {
@@ -30,6 +31,6 @@ def open_reader(name: str, root: str | Path, **options) -> Reader:
       DataError: unknown name (with the nearest known one), or no such data under `root`.
     """
     if name not in READERS:
-        raise DataError(f"unknown data set {name!r}{near(name, READERS)}; known: {', '.join(sorted(READERS))}")
+        raise DataError(f"unknown data set {name!r}{did_you_mean(name, READERS)}; known: {', '.join(sorted(READERS))}")
     module, cls = READERS[name]
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(root, name=name, **options)

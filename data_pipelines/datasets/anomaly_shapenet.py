@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .real3d import Real3D
+from data_pipelines.datasets.real3d import Real3D
 
 
 class AnomalyShapeNet(Real3D):

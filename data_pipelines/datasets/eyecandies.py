@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..clouds import clean
-from .base import DataError, Sample, Scan
-from .listing import Listing, Partners, find_categories, natural, unknown_category
-from .pictures import read_flags, read_levels, read_rgb
+from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.listing import Listing, Partners, find_categories, natural, unknown_category
+from data_pipelines.datasets.pictures import read_flags, read_levels, read_rgb
+from data_pipelines.scan import DataError, Sample, Scan
 
 LAYOUT = "<Category>/test_public/data/<id>_depth.png"
 SIDE, FOCAL = 512, 711.11  # pixels; one camera for all

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cloud_files import read_cloud
-from ..clouds import clean, seed_of
-from .base import DataError, Sample, Scan
-from .listing import Listing, Partners, categories_in, find_root, is_good, unknown_category
-from .pictures import TIFF, read_xyz
-from .truth import MARKS, read_marks
+from data_pipelines.clouds.files import read_cloud
+from data_pipelines.clouds.sampling import clean, seed_of
+from data_pipelines.datasets.listing import Listing, Partners, categories_in, find_root, is_good, unknown_category
+from data_pipelines.datasets.pictures import TIFF, read_xyz
+from data_pipelines.datasets.truth import MARKS, read_marks
+from data_pipelines.scan import DataError, Sample, Scan
 
 MESHES = (".stl", ".obj")
 SCANS = (".ply", ".pcd", ".xyz", ".txt", ".csv", ".npy", *MESHES, *TIFF)

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from .base import DataError, near
+from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 IsCategory = Callable[[Path, "Listing"], bool]  # whether a folder is one, by what the listing finds in it
 
@@ -255,4 +256,21 @@ def categories_in(home: Path, is_category: IsCategory, layout: str, listing: Lis
 
 def unknown_category(category: str, known: list[str], root: Path) -> DataError:
     """The error for a category that is not there, with what is."""
-    return DataError(f"no category {category!r} in {root}{near(category, known)}; found: {', '.join(known)}")
+    return DataError(f"no category {category!r} in {root}{did_you_mean(category, known)}; found: {', '.join(known)}")
+
+
+class Reader(Protocol):
+    """A data set on disk."""
+
+    name: str
+    root: Path  # the folder that holds the categories
+    listing: Listing  # what was left out, as far as categories and samples were asked for
+
+    def categories(self) -> list[str]:
+        """Names of all categories found, sorted."""
+
+    def samples(self, category: str, split: str = "test") -> list[Sample]:
+        """All scans of a category and split, in a fixed order. Raises DataError for an unknown category."""
+
+    def load(self, sample: Sample) -> Scan:
+        """Reads one scan. Raises DataError naming the file when it cannot be used."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clouds import MIN_POINTS, clean
-from .base import DataError, Sample, Scan
-from .foreground import EPS, LEAST, object_pixels
-from .listing import Listing, Partners, find_categories, is_good, unknown_category
-from .pictures import TIFF, read_flags, read_rgb, read_xyz
+from data_pipelines.clouds.sampling import MIN_POINTS, clean
+from data_pipelines.datasets.foreground import EPS, LEAST, object_pixels
+from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, unknown_category
+from data_pipelines.datasets.pictures import TIFF, read_flags, read_rgb, read_xyz
+from data_pipelines.scan import DataError, Sample, Scan
 
 LAYOUT = "<category>/test/<defect>/xyz/*.tiff"
 PICTURES = (".png", ".tiff", ".tif", ".bmp")  # the first is the data set's own

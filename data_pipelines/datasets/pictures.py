@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .base import DataError
+from data_pipelines.scan import DataError
 
 TIFF = (".tiff", ".tif")
 MOST_PIXELS = 1 << 26

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cloud_files import read_array, read_cloud
-from ..clouds import clean
-from ..render import fill_unseen
-from .base import DataError, GivenViews, Sample, Scan
-from .listing import Listing, Partners, find_categories, is_good, spelt, unknown_category
-from .pictures import TIFF, read_grey, read_rgb, read_xyz
-from .truth import read_colours
+from data_pipelines.clouds.files import read_array, read_cloud
+from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, spelt, unknown_category
+from data_pipelines.datasets.pictures import TIFF, read_grey, read_rgb, read_xyz
+from data_pipelines.datasets.truth import read_colours
+from data_pipelines.rendering.views import fill_unseen
+from data_pipelines.scan import DataError, GivenViews, Sample, Scan
 
 LAYOUT = "<class>/test/<specie>/2d_rendering/<id>/view_0.png"
 # folder -> what its files are called

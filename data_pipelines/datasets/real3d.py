@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cloud_files import read_cloud
-from ..clouds import clean
-from .base import DataError, Sample, Scan
-from .listing import Listing, Partners, find_categories, unknown_category
-from .truth import read_labels
+from data_pipelines.clouds.files import read_cloud
+from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.listing import Listing, Partners, find_categories, unknown_category
+from data_pipelines.datasets.truth import read_labels
+from data_pipelines.scan import DataError, Sample, Scan
 
 CLOUDS = (".pcd", ".ply")
 TRUTH = ".txt"

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ..cloud_files import read_array
-from ..columns import Field, axes, bare, fields_xyz, listed, running
-from ..file_kinds import contents
-from ..pcd_files import read_pcd
-from ..ply_files import read_ply
-from ..tables import Table, read_table
-from .base import DataError
-from .pictures import read_flags
+from data_pipelines.clouds.columns import Field, axes, bare, fields_xyz, listed, running
+from data_pipelines.clouds.files import read_array
+from data_pipelines.clouds.kinds import contents
+from data_pipelines.clouds.pcd import read_pcd
+from data_pipelines.clouds.ply import read_ply
+from data_pipelines.clouds.tables import Table, read_table
+from data_pipelines.datasets.pictures import read_flags
+from data_pipelines.scan import DataError
 
 MARKS = (".txt", ".csv", ".xyz", ".npy", ".ply", ".pcd", ".png")
 NEAR = 0.02  # of the scan's size: marks whose points lie further from it, half of them, belong to something else

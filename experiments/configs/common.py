@@ -5,11 +5,10 @@ A configuration is data: nested values that `--config.section.key=value` changes
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from ml_collections import ConfigDict
 
-from data_pipelines.recipes import recipe
+from data_pipelines.records.recipes import recipe
+from data_pipelines.scan import did_you_mean
 
 # Auxiliary categories of the published protocol; a preset trains on the first.
 AUXILIARY = {
@@ -118,12 +117,6 @@ def paper(name: str) -> ConfigDict:
     return config
 
 
-def suggest(word: str, known) -> str:
-    """`"; did you mean 'x'?"` for the nearest known word, or nothing."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def preset(name: str | None) -> ConfigDict:
     """The configuration of a preset name; "" is the embedded default.
 
@@ -133,5 +126,5 @@ def preset(name: str | None) -> ConfigDict:
     name = name or ""
     if name not in PRESETS:
         known = f"Known: {', '.join(AUXILIARY)}, or none for the embedded default"
-        raise ValueError(f"unknown preset {name!r}{suggest(name, PRESETS)} {known}")
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)} {known}")
     return paper(name) if name else embedded()

@@ -13,10 +13,10 @@ from gsclip_jax.command import Parser, guarded
 from gsclip_jax.convert import huggingface
 from gsclip_jax.convert.authors import TAKEN, Converted
 from gsclip_jax.convert.files import State, show_progress
-from gsclip_jax.convert.keys import WeightsError, plain
 from gsclip_jax.convert.load import convert_source
 from gsclip_jax.convert.open_clip import Said
 from gsclip_jax.convert.store import STORED, copy_beside, flatten, is_stored, save_params
+from gsclip_jax.runtime.keys import WeightsError, plain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert import fusion_names, openai_names, pointnet2_names
 from gsclip_jax.convert.files import State
-from gsclip_jax.convert.keys import WeightsError, check_keys, listed
-from gsclip_jax.gddm import GddmConfig
-from gsclip_jax.srm import SrmConfig
+from gsclip_jax.methods.gsclip.gddm import GddmConfig
+from gsclip_jax.methods.gsclip.srm import SrmConfig
+from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.runtime.keys import WeightsError, check_keys, listed
 
 WRAPPERS = ("state_dict.", "model_state_dict.", "model.", "net.")
 KINDS = ("openai", "huggingface", "gsclip_stage1", "gsclip_stage2", "pointad", "pointnet2")

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from gsclip_jax.convert.documents import part, read_json
-from gsclip_jax.convert.keys import WeightsError, listed, plain
 from gsclip_jax.convert.machine import Module, Tensor
 from gsclip_jax.convert.store import UNREADABLE
 from gsclip_jax.convert.unpickle import read_torch
+from gsclip_jax.runtime.documents import part, read_json
+from gsclip_jax.runtime.keys import WeightsError, listed, plain
 
 # File names and SHA-256 as in the download addresses of OpenAI's `clip/clip.py`.
 KNOWN_FILES = {

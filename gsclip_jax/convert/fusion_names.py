@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.convert.keys import check_keys
-from gsclip_jax.gddm import GddmConfig
-from gsclip_jax.srm import SrmConfig
+from gsclip_jax.methods.gsclip.gddm import GddmConfig
+from gsclip_jax.methods.gsclip.srm import SrmConfig
+from gsclip_jax.runtime.keys import check_keys
 
 GDDM_PREFIX = "point_feature_to_neg_point."
 SRM_PREFIX = "fusion."

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig
-from gsclip_jax.convert.documents import part, read_json, triple
 from gsclip_jax.convert.files import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
-from gsclip_jax.convert.keys import WeightsError, check_keys, plain
+from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.runtime.documents import part, read_json, triple
+from gsclip_jax.runtime.keys import WeightsError, check_keys, plain
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Commits of the public repositories, so that a name means the same weights tomorrow.

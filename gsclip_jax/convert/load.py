@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.clip import ClipConfig, clip_shapes
 from gsclip_jax.convert import authors, huggingface, open_clip, openai_names
 from gsclip_jax.convert.authors import Converted
 from gsclip_jax.convert.files import OPEN_CLIP_CONFIG, Progress, State, load_state
-from gsclip_jax.convert.keys import WeightsError, check_keys
 from gsclip_jax.convert.open_clip import Said
 from gsclip_jax.convert.store import content_hash, flatten, is_stored, load_params
-from gsclip_jax.pointnet2 import PointNet2Config, init_pointnet2
-from gsclip_jax.surface import init_surface
+from gsclip_jax.methods.surface.descriptor import init_surface
+from gsclip_jax.models.clip import ClipConfig, clip_shapes
+from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2
+from gsclip_jax.runtime.keys import WeightsError, check_keys
 
 MINI = Path(__file__).resolve().parents[1] / "assets" / "mini"
 OPENAI_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # where it lies beside the weights, it is taken as their tokenizer

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gsclip_jax.convert.keys import WeightsError, plain
+from gsclip_jax.runtime.keys import WeightsError, plain
 
 COPIED = 1 << 20  # elements that the calls of one pickle may copy: a few bytes can ask again and again for a copy of a long list
 INSTRUCTIONS = 5_000_000  # of one pickle; those of the largest weights have a hundredth of it, and each may fill 100 bytes

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert import openai_names
-from gsclip_jax.convert.documents import part, read_json, triple
 from gsclip_jax.convert.files import OPEN_CLIP_CONFIG, State
-from gsclip_jax.convert.keys import WeightsError, plain
+from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.runtime.documents import part, read_json, triple
+from gsclip_jax.runtime.keys import WeightsError, plain
 
 # Defaults of open_clip's CLIPVisionCfg and CLIPTextCfg (src/open_clip/model.py, transformer.py), which configurations leave out
 VISION = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "mlp_ratio": 4.0}

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig
-from gsclip_jax.convert.keys import WeightsError, check_keys
+from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.runtime.keys import WeightsError, check_keys
 
 State = Mapping[str, np.ndarray]
 # The array's shape in the file, and the way to our layout.

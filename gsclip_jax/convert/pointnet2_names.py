@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.convert.keys import check_keys
-from gsclip_jax.pointnet2 import DEFAULT, PointNet2Config, layer_sizes
+from gsclip_jax.models.pointnet2 import DEFAULT, PointNet2Config, layer_sizes
+from gsclip_jax.runtime.keys import check_keys
 
 CLASSES = 13
 UNUSED = ("conv2.weight", "conv2.bias")

@@ -22,8 +22,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from gsclip_jax.convert.documents import read_json
-from gsclip_jax.convert.keys import WeightsError, check_keys, plain
+from gsclip_jax.runtime.documents import read_json
+from gsclip_jax.runtime.keys import WeightsError, check_keys, plain
 
 FORMAT = "gsclip_jax-1"
 RESERVED = "weights"  # the entry of config.json that this module writes

@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from gsclip_jax.convert.keys import WeightsError
 from gsclip_jax.convert.machine import Machine, Module, Storage, Tensor, UnsafePickle, _Global
+from gsclip_jax.runtime.keys import WeightsError
 
 __all__ = ["Module", "Tensor", "UnsafePickle", "read_torch"]
 

@@ -8,8 +8,8 @@ import re
 import jax
 import numpy as np
 
-from gsclip_jax.gsclip import GsClip, GsClipConfig
 from gsclip_jax.method import Arrays
+from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig
 from gsclip_jax.parity.recording import Entry, Model
 from gsclip_jax.parity.towers import images
 

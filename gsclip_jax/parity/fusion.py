@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.lift import lift, upsample
+from gsclip_jax.methods.gsclip.srm import srm
+from gsclip_jax.models.lift import lift, upsample
+from gsclip_jax.models.similarity import patch_grid, probabilities, text_logits
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model, ParityError
-from gsclip_jax.similarity import patch_grid, probabilities, text_logits
-from gsclip_jax.srm import srm
 
 HIDDEN = ("points that no view sees: the released 0/0 is NaN; the data pipeline gives them their nearest seen neighbour's "
           "pixels before lifting, and lifting alone gives 0; all other points are compared with the recorded ones")  # fmt: skip

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax import metrics
-from gsclip_jax.gsclip import object_score
-from gsclip_jax.lift import smooth_grid
-from gsclip_jax.losses import cross_entropy, dice, focal
+from gsclip_jax.evaluation import metrics
+from gsclip_jax.methods.gsclip.losses import cross_entropy, dice, focal
+from gsclip_jax.methods.gsclip.model import object_score
+from gsclip_jax.models.lift import smooth_grid
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gsclip_jax.convert import fusion_names, pointnet2_names
-from gsclip_jax.pointnet2 import PointNet2Config
+from gsclip_jax.models.pointnet2 import PointNet2Config
 
 
 def learner_to_torch(tree: Mapping[str, Any], network: PointNet2Config) -> dict[str, np.ndarray]:

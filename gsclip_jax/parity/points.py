@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gsclip_jax.convert import pointnet2_names
-from gsclip_jax.gddm import gddm
+from gsclip_jax.methods.gsclip.gddm import gddm
+from gsclip_jax.models.pointnet2 import pointnet2
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model
-from gsclip_jax.pointnet2 import pointnet2
 
 
 @partial(jax.jit, static_argnames=("cfg", "train"))

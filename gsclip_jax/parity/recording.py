@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from gsclip_jax.clip import ClipConfig
 from gsclip_jax.convert import fusion_names, openai_names, pointnet2_names
-from gsclip_jax.convert.documents import read_json
-from gsclip_jax.convert.keys import WeightsError
 from gsclip_jax.convert.unpickle import DAMAGED
-from gsclip_jax.gddm import GddmConfig
-from gsclip_jax.gsclip import GsClip, GsClipConfig, Switches
+from gsclip_jax.methods.gsclip.gddm import GddmConfig
+from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig, Switches
+from gsclip_jax.methods.gsclip.srm import SrmConfig
+from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.parity.weights import agrees, normal_input, weight
-from gsclip_jax.srm import SrmConfig
+from gsclip_jax.runtime.documents import read_json
+from gsclip_jax.runtime.keys import WeightsError
 
 ITEMS = "abcdefghijklmnop"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from gsclip_jax.lift import lift
+from gsclip_jax.models.lift import lift
 from gsclip_jax.parity.assembled import batch
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gsclip_jax.lift import lift, upsample
-from gsclip_jax.losses import object_logits
 from gsclip_jax.method import Stage
+from gsclip_jax.methods.gsclip.losses import object_logits
+from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.parity.assembled import batch, render_tokens
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.names import learner_to_torch
 from gsclip_jax.parity.recording import Entry, Model
-from gsclip_jax.train import make_optimiser
+from gsclip_jax.training.train import make_optimiser
 
 # The released names of our terms, in the order in which the Adam runs list them; then the sum, and the corrected grouping.
 TERMS = {"d2_image_loss": "view", "d3_global_loss": "object", "d2_pixel_loss": "pixel", "d3_point_loss": "point"}

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.clip import clip_module, encode_text, encode_tokens
-from gsclip_jax.gddm import gddm
+from gsclip_jax.methods.gsclip.gddm import gddm
+from gsclip_jax.methods.gsclip.prompts import deep_prompts, prompts, shape_prompt, special_embeddings
+from gsclip_jax.models.clip import clip_module, encode_text, encode_tokens
+from gsclip_jax.models.tokenizer import load_tokenizer
 from gsclip_jax.parity.assembled import stage_text
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.points import features
 from gsclip_jax.parity.recording import VOCABULARY, Entry, Model, ParityError, Recording
-from gsclip_jax.prompts import deep_prompts, prompts, shape_prompt, special_embeddings
-from gsclip_jax.tokenizer import load_tokenizer
 
 
 def vocabulary(recording: Recording) -> Path:

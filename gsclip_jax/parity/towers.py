@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from gsclip_jax.clip import clip_module, encode_image
+from gsclip_jax.models.clip import clip_module, encode_image
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model
 

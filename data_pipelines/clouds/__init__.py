@@ -1,0 +1,1 @@
+"""Point clouds: every file format, cleaning, centring in float64, sampling."""

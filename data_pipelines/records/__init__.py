@@ -1,0 +1,1 @@
+"""From scans to rendered records: recipe, store, workers, TFDS, checks, contact sheets."""

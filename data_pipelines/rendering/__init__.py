@@ -1,0 +1,1 @@
+"""Points into pictures: cameras, views, and the Open3D process that draws."""

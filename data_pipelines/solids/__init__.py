@@ -1,0 +1,1 @@
+"""The embedded data set: procedural solids with defects, the same points on every machine."""

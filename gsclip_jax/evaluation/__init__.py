@@ -1,0 +1,1 @@
+"""Scores on disk, metrics, bootstrap intervals."""

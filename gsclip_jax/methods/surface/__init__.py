@@ -1,0 +1,1 @@
+"""The surface stream and the training-free baselines."""

@@ -1,0 +1,1 @@
+"""Parts that any method uses: CLIP, LoRA, PointNet++, tokenizer, similarity, lifting."""

@@ -1,0 +1,210 @@
+"""Residual attention blocks of the CLIP towers: one NNX block, parameters with a leading layer axis, run by `lax.scan`.
+
+Axes: B images or texts, T tokens, W width, H heads, D width of a head, F = 4W width of the MLP, L layers, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gsclip_jax.models.layers import layer_norm
+from gsclip_jax.models.lora import lora_delta
+from gsclip_jax.models.precision import product
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # those of clip_config
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class Draw:
+    """Hands out the initial values: consecutive pieces of one vector of normals (one random call compiles in a second,
+    one per parameter in half a minute). Without a vector it hands out zeros and counts what would be used."""
+
+    def __init__(self, normals: jax.Array | None = None):
+        self.normals, self.used = normals, 0
+
+    def __call__(self, shape: tuple[int, ...], std: float) -> nnx.Param:
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self.normals is None:
+            return nnx.Param(jnp.zeros(shape))
+        return nnx.Param(self.normals[start : self.used].reshape(shape) * std)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis; statistics in float32 whatever the input's dtype, result in the input's dtype."""
+
+    def __init__(self, width: int, leading: tuple[int, ...] = ()):
+        self.scale = nnx.Param(jnp.ones((*leading, width)))
+        self.bias = nnx.Param(jnp.zeros((*leading, width)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm({"scale": self.scale[...], "bias": self.bias[...]}, x)
+
+
+def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; softmax in float32; `mask_tt` false where it is forbidden."""
+    scores = product("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
+    if mask_tt is not None:
+        scores = jnp.where(mask_tt, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_bthd.dtype)
+    return product("bhts,bshd->bthd", weights, v_bthd)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; query, key and value share one kernel [W,3,H,D]."""
+
+    def __init__(self, width: int, heads: int, layers: int, draw: Draw):
+        head = width // heads
+        self.qkv_kernel = draw((layers, width, 3, heads, head), width**-0.5)
+        self.qkv_bias = nnx.Param(jnp.zeros((layers, 3, heads, head)))
+        self.out_kernel = draw((layers, heads, head, width), (2 * layers * width) ** -0.5)
+        self.out_bias = nnx.Param(jnp.zeros((layers, width)))
+
+    def project_in(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        qkv = product("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
+        qkv = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None]
+        return qkv[0], qkv[1], qkv[2]
+
+    def project_out(self, mixed_bthd: jax.Array) -> jax.Array:
+        y = product("bthd,hdw->btw", mixed_bthd, self.out_kernel[...].astype(mixed_bthd.dtype))
+        return y + self.out_bias[...].astype(y.dtype)
+
+
+class Mlp(nnx.Module):
+    """Two linears around the activation; LoRA, when given, adds its low-rank product to both."""
+
+    def __init__(self, width: int, layers: int, activation: str, draw: Draw):
+        self.activation = activation
+        self.fc_kernel = draw((layers, width, 4 * width), (2 * width) ** -0.5)
+        self.fc_bias = nnx.Param(jnp.zeros((layers, 4 * width)))
+        self.proj_kernel = draw((layers, 4 * width, width), (2 * layers * width) ** -0.5)
+        self.proj_bias = nnx.Param(jnp.zeros((layers, width)))
+
+    def __call__(self, x: jax.Array, lora: LoraStep | None) -> jax.Array:
+        y = product("btw,wf->btf", x, self.fc_kernel[...].astype(x.dtype)) + self.fc_bias[...].astype(x.dtype)
+        if lora is not None:
+            y = (y + lora.delta("fc", x)).astype(x.dtype)
+        y = ACTIVATIONS[self.activation](y)
+        z = product("btf,fw->btw", y, self.proj_kernel[...].astype(y.dtype)) + self.proj_bias[...].astype(y.dtype)
+        if lora is not None:
+            z = (z + lora.delta("proj", y)).astype(y.dtype)
+        return z
+
+
+class LoraStep(NamedTuple):
+    """What one layer's MLP needs of LoRA: its two pairs of factors, their factor, and the layer's dropout key."""
+
+    params: Mapping[str, Any]
+    scale: float
+    dropout: float
+    key: jax.Array | None
+
+    def delta(self, name: str, x: jax.Array) -> jax.Array:
+        key = None if self.key is None else jax.random.fold_in(self.key, ("fc", "proj").index(name))
+        return lora_delta(self.params[name], x, scale=self.scale, dropout=self.dropout, key=key)
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block. A tower holds ONE, its parameters with a leading axis L for `run_blocks` to scan."""
+
+    def __init__(self, width: int, heads: int, layers: int, activation: str, draw: Draw):
+        self.ln_1 = LayerNorm(width, (layers,))
+        self.attn = Attention(width, heads, layers, draw)
+        self.ln_2 = LayerNorm(width, (layers,))
+        self.mlp = Mlp(width, layers, activation, draw)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        second: jax.Array | None = None,
+        *,
+        in_second: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        lora: LoraStep | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x[B,T,W] -> x after the block, and the V-V path `second` after it.
+
+        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds, where `in_second` is true,
+        value-value attention of the *original* path's normalised input; before, it is a copy of the original path.
+        """
+        q, k, v = self.attn.project_in(self.ln_1(x))
+        y = x + self.attn.project_out(attend(q, k, v, mask))
+        y = y + self.mlp(self.ln_2(y), lora)
+        if second is not None:
+            # A branch, not a mask: before the path starts nothing is computed for it.
+            second = jax.lax.cond(in_second, lambda: second + self.attn.project_out(attend(v, v, v)), lambda: y)
+        return y, second
+
+
+class Features(NamedTuple):
+    """Tokens after the last block, and of the second (or only) path after the blocks asked for."""
+
+    last: jax.Array  # [B,T,W], original path
+    tokens: jax.Array  # [len(layers),B,T,W], V-V path where there is one
+
+
+def run_blocks(
+    blocks: Block,
+    x: jax.Array,
+    *,
+    remat: bool,
+    layers: tuple[int, ...],
+    vv_start: int | None = None,
+    mask: jax.Array | None = None,
+    lora: Mapping[str, Any] | None = None,
+    lora_scale: float = 2.0,
+    lora_dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    deep: jax.Array | None = None,
+) -> Features:
+    """Runs x[B,T,W] through all layers by one scan.
+
+    Args:
+      blocks: with a leading axis L on every parameter.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      layers: 1-based numbers of the blocks whose tokens to return.
+      vv_start: 0-based first block of the V-V path; None for no such path.
+      mask: bool [T,T], false where attention is forbidden (original path only).
+      lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; dropout on its input only with a `dropout_key`.
+      deep: [n,K,W] in x's dtype; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
+    """
+    graph, state = nnx.split(blocks)
+    depth = blocks.ln_1.scale.shape[0]
+    numbers = jnp.arange(depth)
+    keys = None if lora is None or dropout_key is None else jax.random.split(dropout_key, depth)
+    wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
+    if deep is not None:
+        n = deep.shape[0]
+        deep = jnp.pad(deep, ((1, depth - 1 - n), (0, 0), (0, 0)))  # a row for each block
+
+    def step(carry, inputs):
+        x, second, kept = carry
+        number, layer_state, layer_lora, key, layer_deep = inputs
+        if layer_deep is not None:
+            replaced = x.at[:, 1 : 1 + layer_deep.shape[0]].set(layer_deep)
+            x = jnp.where((number >= 1) & (number <= n), replaced, x)
+        step_lora = None if layer_lora is None else LoraStep(layer_lora, lora_scale, lora_dropout, key)
+        in_second = None if second is None else number >= vv_start
+        x, second = nnx.merge(graph, layer_state)(x, second, in_second=in_second, mask=mask, lora=step_lora)
+        if kept is not None:
+            tokens = x if second is None else second
+            kept = jnp.where((wanted == number)[:, None, None, None], tokens, kept)
+        return (x, second, kept), None
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be shared between the two passes
+    second = None if vv_start is None else x
+    kept = None if wanted is None else jnp.zeros((len(layers), *x.shape), x.dtype)
+    # A scan stacks what its backward pass needs; towers of few blocks are a fifth faster without.
+    unroll = depth if depth <= 6 and not remat else 1
+    (x, second, kept), _ = jax.lax.scan(step, (x, second, kept), (numbers, state, lora, keys, deep), unroll=unroll)
+    if kept is None:
+        kept = (x if second is None else second)[None]
+    return Features(x, kept)

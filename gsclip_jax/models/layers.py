@@ -1,0 +1,30 @@
+"""Layers that several parts share, as pure functions. Axes: ... any leading axes, W width, E embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5  # of every LayerNorm in CLIP and GS-CLIP; the NNX default is 1e-6
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """x[...,E] divided by its L2 norm, float32; a zero vector stays zero, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def layer_norm(params: Mapping[str, jax.Array], x: jax.Array, eps: float = EPSILON) -> jax.Array:
+    """LayerNorm of x[...,W] over its last axis: statistics in float32 whatever the input's dtype, result in that dtype.
+
+    Args:
+      params: {scale [W], bias [W]}.
+    """
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    variance = jnp.square(y - mean).mean(-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(variance + eps)
+    return (y * params["scale"] + params["bias"]).astype(x.dtype)

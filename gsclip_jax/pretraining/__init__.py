@@ -1,0 +1,1 @@
+"""How the embedded CLIP, PointNet++ start and surface network are made."""

@@ -1,0 +1,1 @@
+"""Devices, logs, files: what is no model."""

@@ -1,0 +1,169 @@
+"""Encode what a stage leaves frozen once, keep it on disk, train from it.
+
+The published training encodes the same frozen views again every epoch; here each object passes the frozen parts once.
+Rows are kept by `object_index`, in memory-mapped .npy files. A feature lies in a folder named by the content of all that made
+it: the objects, the parameters it is computed from, and the computation itself. Whoever trained other prompts, on another machine
+or with other code, gets other text, whatever the configuration says; who changes what a feature does not depend on finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from data_pipelines.files import locked
+from data_pipelines.progress import Progress
+from gsclip_jax.method import Method, Params, Stats
+from gsclip_jax.runtime.sharding import pad_batch, path_name, put_batch
+
+
+class FeatureStore:
+    """Features by object: {name: array [objects, ...]}, read-only memory maps, from one folder or several."""
+
+    def __init__(self, *folders: Path):
+        self._arrays: dict[str, tuple[dict[int, int], np.ndarray]] = {}
+        for folder in folders:
+            meta = json.loads((folder / "meta.json").read_text())
+            row = {index: row for row, index in enumerate(meta["objects"])}
+            for name, dtype in meta["dtypes"].items():
+                array = np.load(folder / f"{name}.npy", mmap_mode="r")
+                self._arrays[name] = row, array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array
+
+    def join(self, batches: Iterable[dict]) -> Iterator[dict]:
+        """The batches with the stored features of their objects as further fields."""
+        for batch in batches:
+            numbers = [int(index) for index in batch["object_index"]]
+            yield {**batch, **{name: np.asarray(array[[row[n] for n in numbers]]) for name, (row, array) in self._arrays.items()}}
+
+
+def feature_keys(
+    method: Method, stage: str, params: Params, stats: Stats, batch: Mapping[str, Any], objects: str
+) -> dict[str, str]:
+    """For every feature of the stage, the hash of what its values follow from: {} where the method has none.
+
+    The same on any device, mesh and batch size, and for every stage and configuration that computes the same from the same.
+
+    Args:
+      batch: one batch, of which shapes and dtypes are looked at.
+      objects: names the objects' content.
+    """
+    one = {name: jax.ShapeDtypeStruct((1, *value.shape[1:]), value.dtype) for name, value in batch.items()}
+    given = (params, stats, one)
+    traced, out = jax.make_jaxpr(partial(method.features, stage), return_shape=True)(*given)
+    leaves, keys = jax.tree_util.tree_leaves_with_path(given), {}
+    for number, name in enumerate(sorted(out)):  # dictionaries are flattened in the order of their keys
+        jaxpr, used = dce_jaxpr(traced.jaxpr, [i == number for i in range(len(out))])
+        read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+        constants = [pair for pair in zip(jaxpr.constvars, traced.consts, strict=True) if id(pair[0]) in read]
+        program = str(jaxpr.replace(constvars=[variable for variable, _ in constants]))
+        # Addresses of Python objects in the printed program are no part of it.
+        found = hashlib.sha256(json.dumps([objects, name, re.sub(r"0x[0-9a-f]+", "", program)]).encode())
+        needed = [((), constant) for _, constant in constants]
+        needed += [leaf for leaf, wanted in zip(leaves, used, strict=True) if wanted]
+        for path, leaf in needed:
+            found.update(json.dumps([path_name(path), str(leaf.dtype), leaf.shape]).encode())
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                found.update(np.ascontiguousarray(jax.device_get(leaf)).reshape(-1).view(np.uint8).data)
+        keys[name] = found.hexdigest()[:16]
+    return keys
+
+
+def find_features(
+    method: Method,
+    stage: str,
+    params: Params,
+    stats: Stats,
+    batches: Callable[[], Iterator[dict]],
+    count: int,
+    root: str | Path,
+    objects: str,
+    *,
+    mesh: jax.sharding.Mesh,
+) -> FeatureStore | None:
+    """The stage's features of all objects, each from root/KEY (`feature_keys`) or computed into it.
+
+    Args and result: as `store_features`; `objects` names the content of what `batches` gives.
+    """
+    if jax.process_count() > 1:
+        return None
+    keys = feature_keys(method, stage, params, stats, next(iter(batches())), objects)
+    Path(root).mkdir(parents=True, exist_ok=True)
+    for name, key in keys.items():
+        with locked(Path(root) / f"{key}.lock"):  # runs of one sweep share what they have in common
+            store_features(method, stage, params, stats, batches, count, Path(root) / key, mesh=mesh, only=name)
+    return FeatureStore(*(Path(root) / key for key in keys.values())) if keys else None
+
+
+def store_features(
+    method: Method,
+    stage: str,
+    params: Params,
+    stats: Stats,
+    batches: Callable[[], Iterator[dict]],
+    count: int,
+    folder: str | Path,
+    *,
+    mesh: jax.sharding.Mesh,
+    only: str | None = None,
+) -> FeatureStore | None:
+    """Computes (or finds) the stage's features of all objects in one pass over them.
+
+    Args:
+      batches: a fresh iterator over every object once, the last batch padded (`real` false).
+      count: how many objects that is.
+      folder: where they live; complete or absent, as it is renamed into place.
+      only: a single feature; None for all of the stage.
+
+    Returns:
+      None where the method has none for the stage, or where several processes share the work (each would hold a part only).
+    """
+    folder = Path(folder)
+    if (folder / "meta.json").exists():
+        return FeatureStore(folder)
+    if jax.process_count() > 1:
+        return None
+
+    def encode(params, stats, batch):
+        found = method.features(stage, params, stats, batch)
+        return found if only is None else {only: found[only]}
+
+    encode = jax.jit(encode)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    arrays, dtypes, objects = {}, {}, []
+    progress = Progress(f"{stage}: encoding frozen parts{f' ({only})' if only else ''}", count)
+    for batch in batches():
+        batch = pad_batch(batch, mesh)
+        features = jax.device_get(encode(params, stats, put_batch(batch, mesh)))
+        if not features:
+            shutil.rmtree(unfinished)
+            return None
+        for name, value in features.items():
+            if name not in arrays:
+                dtypes[name] = str(value.dtype)
+                stored = np.uint16 if dtypes[name] == "bfloat16" else value.dtype
+                arrays[name] = np.lib.format.open_memmap(
+                    unfinished / f"{name}.npy", mode="w+", dtype=stored, shape=(count, *value.shape[1:])
+                )
+            rows = value[batch["real"]]
+            arrays[name][len(objects) : len(objects) + len(rows)] = rows.view(arrays[name].dtype)
+        objects += [int(i) for i in batch["object_index"][batch["real"]]]
+        progress.update(len(objects))
+    for array in arrays.values():
+        array.flush()
+    (unfinished / "meta.json").write_text(json.dumps({"objects": objects, "dtypes": dtypes}))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return FeatureStore(folder)

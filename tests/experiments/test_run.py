@@ -1,0 +1,214 @@
+"""The command line: what it refuses, and one small run from nothing to the table, twice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.solids import synthetic
+from experiments import build, predict, run
+from experiments.export import EMBEDDED, load_model
+from experiments.run import parse
+
+SMALL = [
+    "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",
+    "--config.data.synthetic.defective=2", "--config.data.categories=vase", "--config.data.points=1024",
+    "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=256", "--config.data.views=3",
+    "--config.data.image_size=80",
+    "--config.pointnet2.centroids=64,32,16,8", "--config.stage1.epochs=1", "--config.stage2.epochs=1",
+    "--config.compare=surface_variation", "--config.eval.pictures=2",
+]  # fmt: skip
+
+
+def refuse(capsys, *arguments) -> str:
+    """The one line of a refused command."""
+    assert run.main(list(arguments)) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--config", "stage3.py"], "did you mean 'stage"),
+    (["--config", "stage2.py:mvtec"], "did you mean 'mvtec3d'"),
+    (["--config", "stage2.py", "--config.data.nmae=x"], "did you mean 'name'"),
+    (["--config", "stage2.py", "--config.dta.name=x"], "did you mean 'data'"),
+    (["--config", "stage2.py", "--config.seed=one"], "'one' is no int"),
+    (["--config", "stage2.py", "--wrkdir", "x"], "did you mean '--workdir'"),
+    (["--config"], "needs a value"),
+    ([], "usage:"),
+    (["--config", "stage2.py", "--config.seed.x=1"], "is a value"),
+])  # fmt: skip
+def test_a_wrong_command_is_one_line_with_the_near_word(capsys, arguments, said):
+    assert said in refuse(capsys, *arguments)
+
+
+@pytest.mark.parametrize("changes, said", [
+    (["--config.data.train_category=bottel"], "did you mean 'bottle'"),
+    (["--config.data.name=real3d"], "needs config.data.root"),
+    (["--config.data.name=real3d", "--config.data.root=/nowhere"], "/nowhere"),
+    (["--config.data.name=reel3d", "--config.data.root=/tmp"], "did you mean 'real3d'"),
+    (["--config.data.synthetic.set=tets"], "did you mean 'test'"),
+])  # fmt: skip
+def test_wrong_data_is_one_line(capsys, tmp_path, changes, said):
+    line = refuse(capsys, "--config", "stage2.py", "--workdir", str(tmp_path / "w"), f"--config.cache={tmp_path / 'c'}", *changes)
+    assert said in line
+
+
+def test_wrong_weights_are_one_line(capsys, tmp_path):
+    from experiments.build import build_model
+
+    config, _ = parse(["--config", "stage2.py", "--config.clip.name=/nowhere/clip.pt"])
+    with pytest.raises(ValueError, match="/nowhere/clip.pt"):
+        build_model(config)
+    config, _ = parse(["--config", "stage2.py", "--config.variant=relaesed"])
+    with pytest.raises(ValueError, match="did you mean 'released'"):
+        build_model(config)
+
+
+def test_values_keep_the_type_of_the_key():
+    config, workdir = parse([
+        "--config=stage2.py:real3d", "--config.stage2.learning_rate=1e-3", "--config.compare=random_clip",
+        "--config.clip.random=true",
+        "--config.data.categories", "shell,duck", "--config.model.switches.mixed_views=True", "--workdir", "w",
+    ])  # fmt: skip
+    assert config.stage2.learning_rate == 1e-3 and config.clip.random is True and config.compare == ("random_clip",)
+    assert config.data.categories == ("shell", "duck") and config.model.switches.mixed_views is True and workdir == Path("w")
+    assert config.data.points == 112896 and config.stage1.epochs == 15 and config.data.cameras == "ring"
+
+
+def test_every_preset_holds_the_papers_settings():
+    for name, rate in (("mvtec3d", 5e-4), ("eyecandies", 5e-4), ("real3d", 1e-4), ("anomaly_shapenet", 1e-4)):
+        config, _ = parse(["--config", f"stage2.py:{name}"])
+        assert config.stage2.learning_rate == rate and config.stage2.epochs == 10 and config.model.srm_residual is False
+        assert config.data.image_size == 336 and config.data.cloud_points == 3000 and config.model.deep_depth == 9
+        assert config.stage1.learning_rate == config.stage1.pointnet2_rate == 2e-3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run from nothing, in a folder with a blank in its name."""
+    root = tmp_path_factory.mktemp("a run")
+    command = ["--config", "stage2.py", "--workdir", str(root / "w"), f"--config.cache={root / 'cache'}", *SMALL]
+    assert run.main(command) == 0
+    return root / "w", command
+
+
+def test_a_run_leaves_its_work_directory_complete(finished):
+    workdir, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["dataset"] == "synthetic" and results["train_category"] == "bottle" and set(results["categories"]) == {"vase"}
+    assert set(results["mean"]) == {"o_auroc", "o_ap", "p_auroc", "p_auroc_released", "p_pro", "p_pro_released"}
+    assert set(results["seconds"]) == {"render", "stage1", "stage2", "eval"} and len(results["weights"]["clip"]) == 64
+    assert results["categories"]["vase"]["n_good"] == results["categories"]["vase"]["n_defective"] == 2
+    for name in ("config.json", "scores.csv", "metrics.jsonl", "report.html", "pictures/heatmaps.png", "model/config.json"):
+        assert (workdir / name).stat().st_size > 0, name
+    assert len(list((workdir / "eval" / "vase").glob("*.npz"))) == 4
+    stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"stage1", "stage2"}
+    compared = json.loads((workdir / "compare" / "surface_variation" / "results.json").read_text())
+    assert 0 <= compared["mean"]["p_auroc"] <= 1 and compared["weights"] == {}
+
+
+def test_the_same_command_again_reuses_everything(finished, capsys):
+    workdir, command = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run.main(command) == 0
+    assert "vase" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_lost_results_come_back_the_same(finished):
+    workdir, command = finished
+    first = (workdir / "results.json").read_text()
+    (workdir / "results.json").unlink()
+    next((workdir / "eval" / "vase").glob("*.npz")).unlink()
+    assert run.main(command) == 0
+    again = json.loads((workdir / "results.json").read_text())
+    assert again["categories"] == json.loads(first)["categories"]
+
+
+def test_a_work_directory_of_another_configuration_is_refused(finished, capsys):
+    workdir, command = finished
+    line = refuse(capsys, *command, "--config.stage2.epochs=3")
+    assert "stage2.epochs 1 there, 3 now" in line and "another --workdir" in line
+
+
+def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, capsys):
+    import open3d as o3d
+
+    workdir, _ = finished
+    rng = np.random.default_rng(0)
+    xyz = rng.standard_normal((1400, 3))
+    xyz *= [[3, 1, 1]] / np.linalg.norm(xyz, axis=1, keepdims=True)
+    xyz[:3] = xyz[1000:1003]  # the same places in another order must score the same
+    scan = tmp_path / "my part.xyz"
+    np.savetxt(scan, xyz)
+    broken = tmp_path / "broken.pcd"
+    broken.write_text("# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\n")
+    out = tmp_path / "out"
+    assert predict.main([str(scan), str(broken), "--workdir", str(workdir), "--out", str(out)]) == 1
+    assert "broken.pcd" in capsys.readouterr().err
+    points = np.load(out / "my part.npy")
+    assert points.shape == (1400,) and points.dtype == np.float32 and np.ptp(points) > 0
+    np.testing.assert_array_equal(points[:3], points[1000:1003])
+    cloud = o3d.io.read_point_cloud(str(out / "my part.ply"))
+    np.testing.assert_allclose(np.asarray(cloud.points), xyz, atol=1e-4)
+    assert cloud.has_colors() and (out / "my part.png").stat().st_size > 1000
+    first = json.loads((out / "scores.json").read_text())["my part"]
+    assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(out)]) == 0
+    assert json.loads((out / "scores.json").read_text())["my part"] == first
+
+
+def test_a_model_of_an_earlier_version_says_so(finished, tmp_path, capsys):
+    shutil.copytree(finished[0] / "model", tmp_path / "old" / "model")
+    path = tmp_path / "old" / "model" / "config.json"
+    about = json.loads(path.read_text())
+    del about["config"]["model"]["surface_share"]  # models had none and were scored without
+    path.write_text(json.dumps(about))
+    assert load_model(path.parent)[0].cfg.surface_share == 0
+    del about["config"]["model"]["render_share"]
+    path.write_text(json.dumps(about))
+    assert predict.main(["x.pcd", "--workdir", str(tmp_path / "old"), "--out", str(tmp_path / "o")]) == 1
+    assert "has no model.render_share; train it again" in capsys.readouterr().err
+
+
+def test_the_embedded_model_loads():
+    method, params, _, config = load_model(EMBEDDED)
+    assert method.name == "gsclip" and config.clip.name == "mini" and "surface" in params
+
+
+def test_predict_without_a_trained_model_says_so(tmp_path, capsys):
+    assert predict.main(["x.pcd", "--workdir", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+    assert "no trained model" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
+    more = ["held_out=dent,bend", "train_defective=8", "defective=6"]
+    config, _ = parse(["--config", "stage2.py", *SMALL, *(f"--config.data.synthetic.{change}" for change in more)])
+    root, order = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    kinds = {name: {path.stem[4:] for path in (Path(root) / name / "test").glob("*.pcd")} for name in order}
+    assert kinds == {"bottle": {"good", "bulge", "hole", "crack", "break"}, "vase": {"good", *synthetic.ALL_DEFECTS}}
+    config.data.synthetic.set = "pretrain"  # a pretraining shows no category what it holds out
+    config.data.train_category, config.data.categories = "", ("soap",)
+    root, _ = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    assert not {path.stem[4:] for path in (Path(root) / "soap" / "test").glob("*.pcd")} & {"dent", "bend"}
+    config.data.synthetic.held_out = ("dint",)
+    with pytest.raises(build.ConfigError, match="choose some of bulge"):
+        build._write_synthetic(config, tmp_path, 2, lambda line: None)
+
+def test_the_protocol_to_the_table(finished, tmp_path, capsys):
+    """Beside the run above: the same records, programs and, for the one auxiliary category, the same figures."""
+    workdir, command = finished
+    command = ["--config", "protocol.py", "--workdir", str(tmp_path / "w"), *command[4:]]
+    command += ["--config.auxiliary=bottle", "--config.compare=", "--config.eval.pictures=0"]
+    assert run.main(command) == 0
+    assert "mean over 1 auxiliary categories" in capsys.readouterr().out
+    found, alone = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "w", workdir))
+    assert found["mean"] == alone["mean"] and set(found["categories"]) == {"vase"}
+    assert run.main(command) == 0  # finds everything done

@@ -1,0 +1,80 @@
+"""PointAD: its prompts, what trains, and what it does not look at."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.build import build_model
+from experiments.configs import common
+from gsclip_jax.method import Stage
+from gsclip_jax.methods.pointad import PointAd
+from gsclip_jax.models.clip import clip_module, embed_tokens, encode_tokens
+from gsclip_jax.training.train import fit
+from tests import tiny
+
+WORDS = ([5, 6], [7, 5, 6])
+
+
+@pytest.fixture(scope="module")
+def made():
+    stage = Stage("stage1", {"prompts": 2e-2}, ("clip",), epochs=1, batch_size=4)
+    method = PointAd(tiny.method().cfg, stage, WORDS)
+    params, stats = method.init(jax.random.key(3))
+    return method, {**params, "clip": tiny.params(tiny.method())[0]["clip"]}, stats
+
+
+def test_contexts_that_are_words_make_the_sentence(made):
+    """With word embeddings for contexts and no deep prompts the text is that of the sentence, context and word and full stop."""
+    method, params, stats = made
+    clip = clip_module(tiny.CLIP, params["clip"])
+    context = jnp.asarray([8, 9, 10, 11])
+    embedded = embed_tokens(clip, context)
+    prompts = {"ctx_normal": embedded, "ctx_abnormal": embedded, "deep": params["prompts"]["deep"][:0]}
+    text, _, _ = method.text({**params, "prompts": prompts}, stats, jnp.zeros((2, 32, 3)), train=False)
+    for row, word in enumerate(WORDS):
+        ids = np.array([[tiny.CLIP.sos, *context, *word, tiny.CLIP.dot, tiny.CLIP.eos]])
+        want = np.asarray(encode_tokens(clip, jnp.asarray(ids)))[0]
+        np.testing.assert_allclose(text[0, row], want / np.linalg.norm(want), atol=2e-6)
+        np.testing.assert_array_equal(text[0, row], text[1, row])
+
+
+def test_it_sees_renders_alone(made):
+    method, params, stats = made
+    batch = tiny.batch(2)
+    scores = jax.jit(method.predict)(params, stats, batch)
+    other = {**batch, "depth": 255 - batch["depth"], "cloud": -batch["cloud"]}
+    for one, two in zip(scores, jax.jit(method.predict)(params, stats, other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    turned = jax.jit(method.predict)(params, stats, {**batch, "render": 255 - batch["render"]})
+    assert np.abs(np.asarray(turned.points - scores.points)).max() > 1e-4
+
+
+def test_only_its_prompts_train_and_the_loss_falls(made, tmp_path):
+    method, params, stats = made
+    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)  # fmt: skip
+    batch = tiny.batch(4)
+    value = lambda p: float(method.loss("stage1", p, {}, stats, batch, None)[0])  # noqa: E731
+
+    def feed(first):
+        while True:
+            yield batch
+
+    trained, _ = fit(method, method.stages[0], params, stats, feed, 25, tmp_path, mesh=mesh, seed=0)
+    assert value(trained) < value(params) - 0.01
+    jax.tree.map(np.testing.assert_array_equal, trained["clip"], params["clip"])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained["prompts"], dict(params["prompts"]))
+    assert all(change > 0 for change in jax.tree.leaves(moved))
+
+
+def test_the_configuration_builds_it_around_the_embedded_clip():
+    config = common.embedded()
+    config.method = "pointad"
+    method, params, stats, weights = build_model(config)
+    assert set(params) == {"prompts", "clip"} and "shape" not in params["prompts"] and stats == {}
+    assert [stage.name for stage in method.stages] == ["stage1"] and set(weights) == {"clip"}
+    assert [len(ids) for ids in method.words] == [1, 2]
+    assert dataclasses.replace(method.stages[0], train={}).frozen == ("clip",)
