@@ -49,7 +49,7 @@ def write_scans(root: Path, kind: str, objects: int, points: int) -> None:
 
 
 def make_records(folder: Path, kind: str, objects: int, points: int):
-    from data_pipelines.records.recipes import data_config
+    from data_pipelines.datasets import data_config
     from data_pipelines.records.store import prepare
 
     write_scans(folder / kind, kind, objects, points)

@@ -111,7 +111,7 @@ def used(compiled) -> dict[str, float]:
 
 
 def main() -> int:
-    from experiments.configs.common import AUXILIARY
+    from data_pipelines.datasets import AUXILIARY
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     where = parser.add_mutually_exclusive_group(required=True)

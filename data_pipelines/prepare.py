@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_pipelines.datasets import RECIPES, data_config
 from data_pipelines.datasets.listing import printable
-from data_pipelines.records.recipes import RECIPES, data_config
 from data_pipelines.records.store import prepare
 from data_pipelines.records.verify import Report, folders, verify
 from data_pipelines.rendering.cameras import PRESETS
@@ -25,8 +25,8 @@ from data_pipelines.scan import DataError, did_you_mean
 USAGE = "python -m data_pipelines.prepare --data NAME --root DIR --out DIR [options] [--beam -- BEAM'S FLAGS]"
 EPILOG = f"""\
 data sets, by the layout of their folders: {", ".join(RECIPES)} (your own scans).
-Options of the recipe that are not given are the published ones of the data set (data_pipelines/records/recipes.py). They are part of the
-key of the records: a run finds them when its config.data has the same values, e.g. --points 4096 here and
+Options of the recipe that are not given are the published ones of the data set (data_pipelines/datasets). They are part of
+the key of the records: a run finds them when its config.data has the same values, e.g. --points 4096 here and
 --config.data.points=4096 there, and its config.cache is --out.
 
 examples:

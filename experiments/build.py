@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.datasets import RECIPES, recipe
 from data_pipelines.files import locked
-from data_pipelines.records.recipes import RECIPES, recipe
 from data_pipelines.records.store import RecordSet, prepare
 from data_pipelines.scan import did_you_mean
 from experiments.configs.common import embedded
@@ -55,7 +55,7 @@ def data_config(config: ConfigDict) -> dict:
 
 
 def wanted(config: ConfigDict) -> tuple[dict, list[str] | None]:
-    """What `data_pipelines.records.store` prepares for a configuration: the data in its terms, the categories (None: all found)."""
+    """What `records.store` prepares for a configuration: the data in its terms, the categories (None: all found)."""
     data = data_config(config)
     if not config.data.categories:
         return data, None
@@ -93,7 +93,8 @@ def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple
     made, train = config.data.synthetic, config.data.train_category
     if made["set"] not in synthetic.SETS:
         raise ConfigError(
-            f"config.data.synthetic.set {made['set']!r}{did_you_mean(made['set'], synthetic.SETS)} Known: {', '.join(synthetic.SETS)}"
+            f"config.data.synthetic.set {made['set']!r}{did_you_mean(made['set'], synthetic.SETS)} "
+            f"Known: {', '.join(synthetic.SETS)}"
         )
     everything = [name for names in synthetic.SETS.values() for name in names]
     for name in [*filter(None, [train]), *config.data.categories]:

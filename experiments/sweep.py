@@ -128,7 +128,8 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
             place = place.get(part) if hasattr(place, "get") else None
         if not hasattr(place, "keys") or (last not in place and len(place)):
             known = place.keys() if hasattr(place, "keys") else config.keys()
-            raise ConfigError(f"the sweep changes config.{key}, which is no key{did_you_mean(last, known)} Known: {', '.join(known)}")
+            hint = did_you_mean(last, known)
+            raise ConfigError(f"the sweep changes config.{key}, which is no key{hint} Known: {', '.join(known)}")
         with place.unlocked(), place.ignore_type():
             place[last] = value
 

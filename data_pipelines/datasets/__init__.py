@@ -1,25 +1,35 @@
-"""One reader per data set, found by name. Readers turn files into `Scan`s and know nothing of rendering or models."""
+"""The data sets: one file each, and one row here. Readers turn files into `Scan`s and know nothing of models."""
 
 from __future__ import annotations
 
-import importlib
+import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from data_pipelines.datasets import anomaly_shapenet, eyecandies, folder, mvtec3d, prerendered, real3d
+from data_pipelines.datasets.data_set import DataSet
 from data_pipelines.datasets.listing import Reader
-from data_pipelines.scan import DataError, GivenViews, Sample, Scan, did_you_mean
+from data_pipelines.scan import DataError, did_you_mean
 
-# name -> (module, class). Modules are imported when asked for: a reader may need what another installation lacks.
-READERS: dict[str, tuple[str, str]] = {
-    "real3d": ("real3d", "Real3D"),
-    "synthetic": ("real3d", "Real3D"),  # the synthetic writer keeps Real3D-AD's layout
-    "anomaly_shapenet": ("anomaly_shapenet", "AnomalyShapeNet"),
-    "mvtec3d": ("mvtec3d", "MVTec3D"),
-    "eyecandies": ("eyecandies", "Eyecandies"),
-    "prerendered": ("prerendered", "Prerendered"),
-    "folder": ("folder", "Folder"),  # your own scans
+DATA_SETS: dict[str, DataSet] = {
+    "mvtec3d": mvtec3d.DATA_SET,
+    "eyecandies": eyecandies.DATA_SET,
+    "real3d": real3d.DATA_SET,
+    "anomaly_shapenet": anomaly_shapenet.DATA_SET,
+    "prerendered": prerendered.DATA_SET,
+    "folder": folder.DATA_SET,  # your own scans
+    "synthetic": DataSet(real3d.Real3D),  # the embedded data set is written in Real3D-AD's layout
 }
+RECIPES = {name: row.recipe for name, row in DATA_SETS.items() if row.recipe}
+AUXILIARY = {name: row.auxiliary for name, row in DATA_SETS.items() if row.auxiliary}
 
-__all__ = ["DataError", "GivenViews", "READERS", "Reader", "Sample", "Scan", "open_reader"]
+__all__ = ["AUXILIARY", "DATA_SETS", "DataSet", "RECIPES", "data_config", "open_reader", "recipe"]
+
+
+def _known(name: str, among: Mapping[str, Any]) -> None:
+    if name not in among:
+        raise DataError(f"unknown data set {name!r}{did_you_mean(name, among)}; known: {', '.join(sorted(among))}")
 
 
 def open_reader(name: str, root: str | Path, **options) -> Reader:
@@ -28,9 +38,28 @@ def open_reader(name: str, root: str | Path, **options) -> Reader:
     `root` is the folder that holds the category folders, or up to three levels above it.
 
     Raises:
-      DataError: unknown name (with the nearest known one), or no such data under `root`.
+      DataError: unknown name (with the nearest known one) or option, or no such data under `root`.
     """
-    if name not in READERS:
-        raise DataError(f"unknown data set {name!r}{did_you_mean(name, READERS)}; known: {', '.join(sorted(READERS))}")
-    module, cls = READERS[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(root, name=name, **options)
+    _known(name, DATA_SETS)
+    row = DATA_SETS[name]
+    for key in options:
+        if key not in (known := row.options()):
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            hint = did_you_mean(key, known)
+            raise DataError(f"config.data.reader: the reader of {name!r} has no option {key!r}{hint}; {takes}")
+    return row.reader(root, name=name, **options)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """A copy of the published settings of data set `name`. Raises DataError for an unknown one, with the nearest."""
+    _known(name, RECIPES)
+    return copy.deepcopy(dict(RECIPES[name]))
+
+
+def data_config(name: str, root: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `records.store.prepare` takes, from the settings of `name` with some of them changed."""
+    data = recipe(name) | dict(changes)
+    sizes = data.pop("point_sizes")
+    if sizes:
+        data["point_size"] = {**sizes, "default": data["point_size"]}
+    return {"name": name, "root": root, **data}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data_pipelines.datasets.data_set import UNORGANISED, DataSet
 from data_pipelines.datasets.real3d import Real3D
 
 
@@ -34,3 +35,6 @@ class AnomalyShapeNet(Real3D):
         """The last word: classes have names of their own, sometimes of several words or without their number (desk_bulge0)."""
         words = [word for word in re.split(r"[_\-\s]+|\d+", stem.lower()) if word]
         return words[-1] if words else "defect"
+
+
+DATA_SET = DataSet(AnomalyShapeNet, UNORGANISED, auxiliary=("ashtray0", "bag0", "bottle0"))

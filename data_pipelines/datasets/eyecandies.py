@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.data_set import COMMON, DataSet
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, natural, unknown_category
 from data_pipelines.datasets.pictures import read_flags, read_levels, read_rgb
 from data_pipelines.scan import DataError, Sample, Scan
@@ -201,3 +202,7 @@ def _pose(path: Path) -> np.ndarray:
     if pose.shape != (4, 4) or not np.abs(pose).max() < 1e6 or abs(np.linalg.det(pose)) < 1e-9:
         raise DataError(f"{path}: expected a pose, an invertible 4 x 4 matrix; restore it from the archive")
     return pose
+
+
+RECIPE = COMMON | {"cameras": "eyecandies", "point_size": 10.0, "window": 1036, "reader": {"image": 4}}
+DATA_SET = DataSet(Eyecandies, RECIPE, auxiliary=("Confetto", "LicoriceSandwich", "PeppermintCandy"))

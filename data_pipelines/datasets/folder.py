@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.clouds.files import read_cloud
 from data_pipelines.clouds.sampling import clean, seed_of
+from data_pipelines.datasets.data_set import UNORGANISED, DataSet
 from data_pipelines.datasets.listing import Listing, Partners, categories_in, find_root, is_good, unknown_category
 from data_pipelines.datasets.pictures import TIFF, read_xyz
 from data_pipelines.datasets.truth import MARKS, read_marks
@@ -205,3 +206,6 @@ def sample_mesh(path: str | Path, count: int, seed: int) -> np.ndarray:
         raise DataError(f"{path}: no triangles could be read; export the mesh again, or its points as ply")
     o3d.utility.random.seed(seed % 2**31)
     return np.asarray(mesh.sample_points_uniformly(count).points)
+
+
+DATA_SET = DataSet(Folder, UNORGANISED)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clouds.sampling import MIN_POINTS, clean
+from data_pipelines.datasets.data_set import COMMON, DataSet
 from data_pipelines.datasets.foreground import EPS, LEAST, object_pixels
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, unknown_category
 from data_pipelines.datasets.pictures import TIFF, read_flags, read_rgb, read_xyz
@@ -99,3 +100,13 @@ def _square(plane: np.ndarray | None) -> np.ndarray | None:
     out = np.zeros((side, side, *plane.shape[2:]), plane.dtype)
     out[top : top + height, left : left + width] = plane
     return out
+
+
+RECIPE = COMMON | {
+    "cameras": "mvtec3d",
+    "point_sizes": {
+        "bagel": 7.0, "cable_gland": 12.0, "carrot": 7.0, "cookie": 6.0, "dowel": 10.0, "rope": 5.0, "peach": 7.0,
+        "foam": 8.0, "potato": 8.0, "tire": 8.0,
+    },
+}  # fmt: skip
+DATA_SET = DataSet(MVTec3D, RECIPE, auxiliary=("carrot", "cookie", "dowel"))

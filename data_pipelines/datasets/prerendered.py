@@ -15,7 +15,9 @@ import numpy as np
 
 from data_pipelines.clouds.files import read_array, read_cloud
 from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.data_set import DataSet
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, spelt, unknown_category
+from data_pipelines.datasets.mvtec3d import RECIPE
 from data_pipelines.datasets.pictures import TIFF, read_grey, read_rgb, read_xyz
 from data_pipelines.datasets.truth import read_colours
 from data_pipelines.rendering.views import fill_unseen
@@ -205,3 +207,6 @@ def _spread(part: np.ndarray, kept: np.ndarray, count: int, axis: int = 0) -> np
     out = np.zeros((*part.shape[:axis], count, *part.shape[axis + 1 :]), part.dtype)
     out[(slice(None),) * axis + (kept,)] = part
     return out
+
+
+DATA_SET = DataSet(Prerendered, RECIPE)  # brings its own pictures, of MVTec 3D-AD's sizes

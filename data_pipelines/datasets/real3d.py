@@ -13,6 +13,7 @@ import numpy as np
 
 from data_pipelines.clouds.files import read_cloud
 from data_pipelines.clouds.sampling import clean
+from data_pipelines.datasets.data_set import UNORGANISED, DataSet
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, unknown_category
 from data_pipelines.datasets.truth import read_labels
 from data_pipelines.scan import DataError, Sample, Scan
@@ -103,3 +104,6 @@ class Real3D:
     def defect_of(self, stem: str) -> str:
         """'good', or the kind of defect, by file name."""
         return defect_of(stem)
+
+
+DATA_SET = DataSet(Real3D, UNORGANISED, auxiliary=("seahorse", "shell", "starfish"))

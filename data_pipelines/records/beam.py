@@ -75,7 +75,8 @@ def render_parts(spec: dict, samples: list[Sample], missing: list[int], flags: S
     parts = Path(spec["parts"])
     for row in missing:  # of an earlier run: they would be taken for this one's
         (parts / f"{row}{BAD}").unlink(missing_ok=True)
-    say, over = Progress("rendering: {} of {} objects", len(samples), progress, len(samples) - len(missing), warm=1), threading.Event()
+    over = threading.Event()
+    say = Progress("rendering: {} of {} objects", len(samples), progress, len(samples) - len(missing), warm=1)
 
     def watch() -> None:
         while not over.wait(EVERY_S):

@@ -1,7 +1,7 @@
 """From one scan to everything the models read of it, and the worker process that does so for many.
 
-`python -m data_pipelines.records.objects` is the worker `records.prepare` starts: a process of its own, because the drawing library
-may bring a process down, and one that imports neither TensorFlow nor JAX. It reads a job a line and answers a line each.
+`python -m data_pipelines.records.objects` is the worker that `workers.py` starts: a process of its own, because the drawing
+library may bring a process down, and one that imports neither TensorFlow nor JAX. It reads a job a line and answers a line each.
 """
 
 from __future__ import annotations

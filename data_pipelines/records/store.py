@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import importlib
-import inspect
 import json
 import os
 import shutil
@@ -20,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.datasets import READERS, open_reader
+from data_pipelines.datasets import open_reader
 from data_pipelines.datasets.listing import Listing, Reader, printable
 from data_pipelines.files import checksum, locked, write_atomic
 from data_pipelines.records.fingerprints import fingerprints
@@ -52,7 +50,8 @@ class RecordSet:
         wanted = known if categories is None else [categories] if isinstance(categories, str) else list(categories)
         for category in wanted:
             if category not in known:
-                raise DataError(f"no category {category!r} in the records{did_you_mean(category, known)}; found: {', '.join(known)}")
+                hint = did_you_mean(category, known)
+                raise DataError(f"no category {category!r} in the records{hint}; found: {', '.join(known)}")
         return np.array([i for i, row in enumerate(self.index) if row["category"] in set(wanted)], np.int64)
 
 
@@ -139,21 +138,10 @@ def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None, pr
     Arguments and errors: as `prepare`."""
     recipe = recipe_of(data_cfg)
     options = dict(data_cfg.get("reader") or {})
-    reader = _reader(data_cfg["name"], root, options)
+    reader = open_reader(data_cfg["name"], root, **options)
     samples = _samples(reader, categories or data_cfg.get("categories"), data_cfg.get("train_category"), recipe)
     key = _key(data_cfg["name"], samples, recipe, cache_root, progress)
     return Plan(reader, options, samples, recipe, key, cache_root / f"{data_cfg['name']}-{key}")
-
-
-def _reader(name: str, root: Path, options: dict) -> Reader:
-    module, cls = READERS.get(name, (None, None))
-    if module:
-        known = list(inspect.signature(getattr(importlib.import_module(f"{__package__}.datasets.{module}"), cls)).parameters)[2:]
-        for key in options:
-            if key not in known:
-                takes = f"it takes {', '.join(known)}" if known else "it takes none"
-                raise DataError(f"config.data.reader: the reader of {name!r} has no option {key!r}{did_you_mean(key, known)}; {takes}")
-    return open_reader(name, root, **options)
 
 
 def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:

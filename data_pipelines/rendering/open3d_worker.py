@@ -1,4 +1,4 @@
-"""Open3D's drawing, and the process it runs in: `python -m data_pipelines.rendering.open3d_worker WINDOW`, started by `render.py`.
+"""Open3D draws points off screen, in a process of its own: `python -m data_pipelines.rendering.open3d_worker WINDOW`.
 
 Keep TensorFlow out of this process: the GL library of machines without a graphics card and TensorFlow each bring an LLVM, and
 drawing after an import of TensorFlow crashes (Mesa 22.3, TensorFlow 2.21).

@@ -7,16 +7,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from data_pipelines.records.recipes import recipe
+from data_pipelines.datasets import AUXILIARY, recipe
 from data_pipelines.scan import did_you_mean
 
-# Auxiliary categories of the published protocol; a preset trains on the first.
-AUXILIARY = {
-    "mvtec3d": ("carrot", "cookie", "dowel"),
-    "eyecandies": ("Confetto", "LicoriceSandwich", "PeppermintCandy"),
-    "real3d": ("seahorse", "shell", "starfish"),
-    "anomaly_shapenet": ("ashtray0", "bag0", "bottle0"),
-}
 PRESETS = ("", *AUXILIARY)
 SENTENCES = (
     "a picture of a sound object without defect without damage without flaw",

@@ -35,7 +35,7 @@ def object_auroc(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> 
 
 
 def point_auroc(found: Sequence[Mapping], counts: np.ndarray) -> np.ndarray:
-    """P-AUROC [R] of every resample, points pooled: `found` as `gsclip_jax.evaluation.score` keeps the objects, counts int [R, N].
+    """P-AUROC [R] of every resample, points pooled: `found` as `score.py` keeps the objects, counts int [R, N].
 
     Scores are sorted into BINS bins of equal numbers of points; points of one bin count as ties.
     """

@@ -97,7 +97,8 @@ def whole_default(root: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_whole_default_is_as_published(tmp_path):
     assert whole_default(tmp_path / "here") == []
-    code = f"from pathlib import Path; from tests.data_pipelines.test_exact import whole_default; print(whole_default(Path({str(tmp_path)!r})))"
+    code = "from pathlib import Path; from tests.data_pipelines.test_exact import whole_default; "
+    code += f"print(whole_default(Path({str(tmp_path)!r})))"
     assert elsewhere(code) == "[]"
 
 

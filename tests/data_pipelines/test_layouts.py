@@ -6,9 +6,9 @@ import tifffile
 from PIL import Image
 
 from data_pipelines import prepare
+from data_pipelines.datasets import RECIPES
 from data_pipelines.records import sheets
 from data_pipelines.records import store as records
-from data_pipelines.records.recipes import RECIPES
 from tests.data_pipelines import test_anomaly_shapenet, test_eyecandies, test_mvtec3d, test_prerendered
 from tests.scans import ellipsoid, write_pcd, write_set
 

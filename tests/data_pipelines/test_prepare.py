@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import datasets as recipes
 from data_pipelines import prepare
-from data_pipelines.records import recipes, sheets
+from data_pipelines.records import sheets
 from data_pipelines.records import store as records
 from data_pipelines.scan import DataError
 from tests.data_pipelines.test_records import content, same

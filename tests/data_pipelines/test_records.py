@@ -134,7 +134,7 @@ def test_a_memory_that_cannot_be_written_is_said(root, tmp_path):
 
 
 def test_killed_and_continued_gives_the_same_records(made, root, tmp_path):
-    code = ("import sys, json; from data_pipelines import records;"
+    code = ("import sys, json; from data_pipelines.records import store as records;"
             "records.prepare(json.loads(sys.argv[1]), sys.argv[2], workers=1)")
     settings = json.dumps(config(root).to_dict())
     process = subprocess.Popen([sys.executable, "-c", code, settings, str(tmp_path)], cwd=Path(__file__).parents[2])

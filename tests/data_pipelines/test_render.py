@@ -55,7 +55,7 @@ def test_camera_lists():
 READ_BACK = """
 import sys
 import numpy as np
-from data_pipelines import drawing, render
+from data_pipelines.rendering import open3d_worker as drawing, projection as render
 xyz = np.load(sys.argv[1])
 window, camera = drawing.Open3DRasteriser(128), render.fit_camera(xyz, 128)
 ((_, numbers),) = window.draw([render.Shot(xyz, np.tile([0.0, 0, 1], (len(xyz), 1)), camera)], 3)

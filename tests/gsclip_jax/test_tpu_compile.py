@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs.common import AUXILIARY, paper
+from data_pipelines.datasets import AUXILIARY
+from experiments.configs.common import paper
 
 MEMORY = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 

@@ -45,8 +45,8 @@ def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax
     total = jnp.maximum(kept.sum(), 1)
     xyz = (xyz - (xyz * kept).sum(0) / total) * kept
     xyz = xyz / jnp.maximum(jnp.sqrt(jnp.square(xyz).sum() / total), 1e-30)
-    # Records hold points in an order as if drawn at random (`data_pipelines.clouds.canonical`): the first are evenly spread, and the
-    # same ones in whatever order, unit or place the scan came.
+    # Records hold points in an order as if drawn at random (clouds/canonical.py): the first are evenly spread, and the same
+    # ones in whatever order, unit or place the scan came.
     order = jnp.argsort(~valid, stable=True)[:REFERENCE]
     surface, planes, there = xyz[order], normals[order], valid[order]
     surface = jnp.where(there[:, None], surface, 1e3)
