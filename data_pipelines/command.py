@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+LONGEST = 4000  # characters of a message: names come out of files and may have any length
+
+
+def plain(text: object, longest: int = LONGEST) -> str:
+    """One line of printable characters: what a file names may hold line ends and terminal commands."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with wrong options told in one line (exit status 2), and no guessing of shortened ones."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, plain(f"error: {message} (see {self.prog} --help)") + "\n")
 
 
 def command(main: Callable[[], int | None]) -> int:
@@ -19,8 +39,12 @@ def command(main: Callable[[], int | None]) -> int:
     return guarded(main)
 
 
-def guarded(work: Callable[[], int | None]) -> int:
-    """The exit status of `work`, with every expected failure as one line on standard error; GSCLIP_TRACEBACK=1 shows where."""
+def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = str) -> int:
+    """The exit status of `work`, with every expected failure as one line on standard error; GSCLIP_TRACEBACK=1 shows where.
+
+    Args:
+      in_options: says a message in the options of the command.
+    """
     signal.signal(signal.SIGTERM, _stop)
     try:
         return work() or 0
@@ -31,7 +55,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         line = _line(error)
         if line is None or os.environ.get("GSCLIP_TRACEBACK"):
             raise
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        print(plain(f"error: {' '.join(in_options(line).split())}"), file=sys.stderr)
         return 1
 
 

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +43,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:
     """Returns the exit status: 0, 1 for whatever is wrong (a line each on standard error), 130 when stopped."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        signal.signal(signal.SIGTERM, _stop)
-        options, changes, beam = parse(arguments)
+
+    def work() -> int:
+        options, changes, beam = parse(sys.argv[1:] if arguments is None else arguments)
         if options.verify and not options.root:
             reports = [(folder, verify(folder, progress=say)) for folder in folders(options.out, options.data)]
         elif options.verify:
@@ -61,23 +59,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = lambda
         for folder, report in reports:
             _show(folder, report, say)
         return int(any(report.problems for _, report in reports))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues where this one was", file=sys.stderr)
-        return 130
-    except DataError as error:
-        if os.environ.get("GSCLIP_TRACEBACK"):
-            raise
-        print(f"error: {_in_options(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if os.environ.get("GSCLIP_TRACEBACK"):
-            raise
-        print(f"error: {error.strerror or error}{': ' + str(error.filename) if error.filename else ''}", file=sys.stderr)
-        return 1
 
-
-def _stop(*_):
-    raise KeyboardInterrupt
+    return guarded(work, _in_options)
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any], list[str] | None]:
@@ -236,6 +219,6 @@ def _show(folder: Path, report: Report, say: Callable[[str], None]) -> None:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
+    from data_pipelines.command import command, guarded
 
     sys.exit(command(main))

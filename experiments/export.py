@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.command import command, guarded
 from experiments.build import ConfigError, build_model
 from experiments.configs.common import embedded
 from gsclip_jax.convert.store import is_stored, load_params, save_params
@@ -115,14 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.export")
     parser.add_argument("--workdir", required=True, type=Path, metavar="RUN")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    args = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
+        args = parser.parse_args(arguments)
         method, config = export(args.workdir, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"wrote {args.out}: {method.name} trained on {config.data.train_category}")
-    return 0
+        print(f"wrote {args.out}: {method.name} trained on {config.data.train_category}")
+        return 0
+
+    return guarded(work)
 
 
 def export(workdir: Path, out: Path) -> tuple[Method, ConfigDict]:
@@ -143,6 +144,4 @@ def export(workdir: Path, out: Path) -> tuple[Method, ConfigDict]:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.command import command, guarded
 from gsclip_jax.runtime.names import one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
@@ -26,7 +27,6 @@ FORMATS = ".pcd .ply .xyz .txt .csv .npy"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when a scan could not be scored (the others are), or 130 when stopped."""
-    from data_pipelines.command import guarded
 
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.split("\n\n", 1)[1],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -203,8 +203,6 @@ def coloured_ply(xyz: np.ndarray, colours: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     status = command(main)
     if status == 130:  # stopped while compiling, JAX ends in a segmentation fault when Python takes it down
         sys.stdout.flush()

@@ -25,6 +25,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.command import command, guarded
 from data_pipelines.files import locked
 from data_pipelines.progress import span
 
@@ -146,7 +147,6 @@ def line(row: Row, seconds: float | None = None) -> str:
 
 def run_row(row: Row) -> int:
     """Runs one row in this process. Returns its exit status."""
-    from data_pipelines.command import guarded
     from experiments.run import run
 
     return guarded(lambda: run(row.config, row.workdir))
@@ -265,7 +265,6 @@ _COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 when every row asked for is complete."""
-    from data_pipelines.command import guarded
 
     given = sys.argv[1:] if arguments is None else arguments
     return guarded(lambda: _main(given, own_process=arguments is None))
@@ -359,6 +358,4 @@ def _options(text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.command import command, guarded
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering import lettering
 from experiments.outputs import refuse_foreign
@@ -232,7 +233,6 @@ def write(folders: list[Path], out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; expected failures are one line on standard error."""
-    from data_pipelines.command import guarded
 
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[1])
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
@@ -248,6 +248,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.command import command, guarded
 from data_pipelines.files import write_atomic
 from data_pipelines.solids import defects as kinds
 from data_pipelines.solids import exact
@@ -321,7 +322,7 @@ def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief:
     write_atomic(_row_path(root, job), json.dumps({"file": f"{category}/{split}/{stem}.pcd", **row}).encode())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.solids.synthetic", description=__doc__.split("\n")[0]
     )
@@ -338,7 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--part", action="store_true", help=argparse.SUPPRESS
     )  # a child of _run: jobs on standard input
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if args.part:
             part = json.load(sys.stdin)
             for job in part["jobs"]:
@@ -360,11 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             grafts=args.grafts,
             workers=args.workers,
         )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+
+    return guarded(work)
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

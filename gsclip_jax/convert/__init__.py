@@ -6,19 +6,7 @@ that do not fit), machine + unpickle + files (bytes -> named arrays), *_names (n
 load.
 """
 
-from typing import Any
+from gsclip_jax.convert.load import convert_source, load_checkpoint, load_clip, load_pointnet2
+from gsclip_jax.convert.store import load_params, save_params
 
 __all__ = ["convert_source", "load_checkpoint", "load_clip", "load_params", "load_pointnet2", "save_params"]
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, because the models import `convert.keys` and `load` imports the models.
-    if name in ("load_params", "save_params"):
-        from gsclip_jax.convert import store
-
-        return getattr(store, name)
-    if name in __all__:
-        from gsclip_jax.convert import load
-
-        return getattr(load, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsclip_jax.command import Parser, guarded
+from data_pipelines.command import Parser, command, guarded
 from gsclip_jax.convert import huggingface
 from gsclip_jax.convert.authors import TAKEN, Converted
 from gsclip_jax.convert.files import State, show_progress
@@ -127,6 +127,4 @@ def _report(state: State) -> list[str]:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsclip_jax.command import Parser, guarded
+from data_pipelines.command import Parser, command, guarded
+from data_pipelines.files import write_atomic
 from gsclip_jax.parity.check import check
 from gsclip_jax.parity.compare import table
 from gsclip_jax.parity.recording import ITEMS, ParityError, Recording
@@ -42,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     if not rows:
         raise ParityError(f"{options.directory}: records nothing of {', '.join(items)}")
     if out is not None:
-        _write(out, json.dumps({"arrays": [row.to_json() for row in rows]}, indent=1) + "\n")
+        write_atomic(out, json.dumps({"arrays": [row.to_json() for row in rows]}, indent=1) + "\n")
     print(table(rows))
     return 0 if all(row.ok for row in rows) else 1
 
@@ -63,13 +62,5 @@ def _report_file(name: str) -> Path:
     return path
 
 
-def _write(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
-        (Path(scratch) / "report").write_text(text)
-        os.replace(Path(scratch) / "report", path)
-
-
 if __name__ == "__main__":
-    from data_pipelines.command import command
-
     sys.exit(command(main))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -78,16 +77,17 @@ def _metrics(model: Model, entries: list[Entry]) -> Iterator[Found]:
 
 
 def _clouds(model: Model, entries: list[Entry]) -> Iterator[Found]:
-    # The one place that reaches across to the data pipeline's functions, by name and only when these arrays are checked:
-    # the models themselves import the contract (data_pipelines.batch) and nothing else of it.
-    clouds, render = (import_module(f"data_pipelines.{name}") for name in ("clouds", "render"))
+    # The one place that reaches across to the data pipeline's functions, and only when its arrays are checked.
+    from data_pipelines.clouds import sampling
+    from data_pipelines.rendering import views
+
     recording = model.recording
     for entry in entries:
         if entry.key == "normalised":
-            yield Found(entry, clouds.unit_sphere(recording.value(recording.source(entry, "in_raw"))))
+            yield Found(entry, sampling.unit_sphere(recording.value(recording.source(entry, "in_raw"))))
         elif entry.key in ("filled", "left"):
             where, real = (recording.value(recording.source(entry, leaf)) for leaf in ("in_cor", "in_nonzero"))
-            ours, wanted = _filled(render.fill_unseen, where, real[:, 0] > 0)
+            ours, wanted = _filled(views.fill_unseen, where, real[:, 0] > 0)
             if entry.key == "filled":
                 yield Found(entry, ours, FILLED, wanted)
             else:

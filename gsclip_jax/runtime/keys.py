@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from data_pipelines.command import plain
+
 SHOWN = 20  # names per kind in a message; the rest is counted
-LONGEST = 4000  # characters of a message: names come out of files and may have any length
-
-
-def plain(text: object, longest: int = LONGEST) -> str:
-    """One line of printable characters: what a file names may hold line ends and terminal commands."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:longest + 1])
-    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 class WeightsError(ValueError):
