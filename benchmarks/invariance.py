@@ -46,7 +46,7 @@ def main() -> int:
     from data_pipelines.clouds.sampling import clean
     from data_pipelines.records.objects import make_object, recipe_of, to_batch
     from data_pipelines.scan import Scan
-    from experiments.build import data_config
+    from experiments.data import data_config
     from experiments.export import EMBEDDED, load_model
     from experiments.predict import to_scan
 
@@ -61,7 +61,7 @@ def main() -> int:
 
     def surface(params, stats, batch):
         found, _ = method.evidence(params, stats, batch)
-        return method.smooth(found.surface_logits[..., 1] - found.surface_logits[..., 0], batch)
+        return method.surface_scores(found, batch)
 
     whole, alone = jax.jit(lambda *args: method.predict(*args).points), jax.jit(surface)
 

@@ -54,10 +54,9 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
     from jax.sharding import PartitionSpec as P
 
     from data_pipelines.batch import FIELDS, OPTIONAL
-    from experiments.build import gsclip_config, stages
-    from gsclip_jax.methods.gsclip.model import GsClip
+    from experiments.build import make_method
+    from gsclip_jax.methods.surface.descriptor import init_surface
     from gsclip_jax.models.clip import clip_shapes
-    from gsclip_jax.pretraining.surface import SurfacePretraining
     from gsclip_jax.runtime.sharding import specs
     from gsclip_jax.training.train import State, make_optimiser, make_step, partition
 
@@ -71,13 +70,13 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
         return shaped(tree, jax.tree.map(lambda x: NamedSharding(mesh, P("data")), tree))
 
     clip_cfg, data = clip_config(config), config.data
-    method = GsClip(gsclip_config(config, clip_cfg), stages(config))
+    # Sentences only choose the start of the contexts, not the program.
+    config.model.start = ()
+    method = make_method(config, clip_cfg)
     params, stats = jax.eval_shape(method.init, jax.random.key(0))
     params["clip"] = clip_shapes(clip_cfg)
-    if method.cfg.surface_share:
-        stream = SurfacePretraining(clip_cfg.embed_dim, None, np.zeros(1), np.ones(1))
-        surface = jax.eval_shape(stream.init, jax.random.key(0))[0]
-        params["surface"] = {**surface["surface"], **surface["scaling"]}
+    if "surface" in method.loads:
+        params["surface"] = jax.eval_shape(lambda key: init_surface(key, clip_cfg.embed_dim), jax.random.key(0))
     row = method.stages[0 if name.endswith("1") else 1]
     size = batch_size or (config.eval.batch_size if name == "predict" else row.batch_size)
     sizes = {"B": size, "V": data.views, "H": data.image_size, "W": data.image_size, "N": data.cloud_points, "M": data.points,
@@ -89,7 +88,7 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
     placed = shaped(params, specs(params, mesh))
     if name == "predict":
         return jax.jit(method.predict).lower(placed, whole(stats), batch)
-    encode = jax.jit(lambda params, stats, batch: method.features(row.name, params, stats, batch))
+    encode = jax.jit(method.for_inference().stages[method.stages.index(row)].features)
     if name.startswith("features"):
         return encode.lower(placed, whole(stats), batch)
     batch |= split(jax.eval_shape(encode, params, stats, batch))  # as a run does it: stored, not computed in the step
@@ -98,7 +97,7 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
     opt_state = jax.eval_shape(optimiser.init, trainable)
     step = jax.ShapeDtypeStruct((), "int32")
     state = State(whole(step), trainable, shaped(opt_state, specs(opt_state, mesh)), whole(stats))
-    return make_step(method, row, optimiser).lower(state, frozen, batch, whole(jax.random.key(0)))
+    return make_step(row, optimiser).lower(state, frozen, batch, whole(jax.random.key(0)))
 
 
 def used(compiled) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,18 @@ from data_pipelines.batch import FIELDS
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
 from data_pipelines.scan import DataError, did_you_mean
-from experiments import build, identity, scans
-from experiments.build import ConfigError
+from experiments import build, data, identity, scans
 from experiments.export import is_trained
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
+from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.runtime.sharding import make_mesh
 from gsclip_jax.training.train import partition
 
 TASKS = ("stage1", "stage2", "eval", "protocol", "pretrain")
 CHOICES = {
-    "task": TASKS, "model.streams": ("both", "render", "depth"), "model.switches.srm_tokens": ("all", "cls"),
-    "model.switches.stage2_losses": ("all", "point_view"),
+    "task": TASKS, "model.streams": ("both", "render", "depth"),
 }  # fmt: skip
 MANY = float("inf")
 RANGES = {
@@ -69,10 +68,9 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     """
     seen = seen or Seen()
     check_values(config)
-    build.check_method(config)
+    row = build.entry(config)
     identity.check_claim(config, workdir)
-    learns = config.method not in (*build.YARDSTICKS, "plain_clip")
-    trains = learns and not is_trained(config, workdir)
+    trains = row.trains and not is_trained(config, workdir)
     if config.task == "eval" and trains:
         raise ConfigError(f"{workdir} holds no trained model; run stage2.py with this --workdir first")
     values = identity.flat(config)
@@ -81,10 +79,10 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     kept = ("data", "target", "cache", "eval.rgb", "method", "preset")
     about_data = [(k, v) for k, v in values.items() if k.startswith(kept)]
     counts = seen.once([about_data, trains, tests, workdir if not trains else ""], lambda: _data(config, workdir, trains, tests))
-    kept = ("method", "variant", "clip", "pointnet2", "model", "stage1", "stage2", "data.name")
+    kept = ("method", "clip", "pointnet2", "data.name", *(field.name for field in dataclasses.fields(row.config)))
     about_model = [(k, v) for k, v in values.items() if k.startswith(kept)]
     method, each, weights = seen.once([about_model, _batch(config)], lambda: _model(config, seen))
-    for stage in (build.stages(config) if config.method == "gsclip" else method.stages) if trains else ():
+    for stage in method.stages if trains else ():
         share = mesh.shape["data"] if mesh else 1
         if stage.batch_size % share:
             raise ConfigError(
@@ -131,20 +129,20 @@ def _data(config: ConfigDict, workdir: Path, trains: bool, tests: bool) -> dict[
             counts["test"] = sum(found.values())
             _colour(config, here)
     if config.target.name and tests:
-        other = build.target(config)
+        other = data.target(config)
         try:
             counts["test"] = sum(_scans(other).values())
         except ValueError as error:
-            raise build.of_target(error) from None
+            raise data.of_target(error) from None
         _colour(config, other)
     return counts
 
 
 def _scans(config: ConfigDict) -> dict[str, int]:
     """Scans of every category that the records of a configuration are made of."""
-    if build.is_embedded(config):
-        recipe_of(build.data_config(config))
-        return {name: good + bad for names, good, bad, *_ in build.synthetic_parts(config) for name in names}
+    if data.is_embedded(config):
+        recipe_of(data.data_config(config))
+        return {name: good + bad for names, good, bad, *_ in data.synthetic_parts(config) for name in names}
     plan = scans.plan_records(config)
     check_plan(plan)
     found: dict[str, int] = {}
@@ -155,9 +153,9 @@ def _scans(config: ConfigDict) -> dict[str, int]:
 
 def _colour(config: ConfigDict, data: ConfigDict) -> None:
     """Where colour scores are wanted, one scan of every category has to have its colour picture."""
-    if not build.wants_rgb(config):
+    if not data.wants_rgb(config):
         return
-    plan: Plan | None = None if build.is_embedded(data) else scans.plan_records(data)
+    plan: Plan | None = None if data.is_embedded(data) else scans.plan_records(data)
     first = {sample.category: sample for sample in reversed(plan.samples)} if plan else {"": None}
     for sample in first.values():
         scan = plan.reader.load(sample) if plan else None
@@ -171,39 +169,37 @@ def _colour(config: ConfigDict, data: ConfigDict) -> None:
 # ---- model
 
 
-def _model(config: ConfigDict, seen: Seen) -> tuple[Method | None, int, int]:
+def _model(config: ConfigDict, seen: Seen) -> tuple[Method, int, int]:
     """The method, the bytes of its stored features an object, and those of its checkpoints; traced, never computed.
 
     Raises:
       ConfigError or ValueError: parts that do not fit each other or the batches; WeightsError: weights that cannot be used.
     """
-    if config.method in build.YARDSTICKS:
-        return build.YARDSTICKS[config.method](), 0, 0
-    changes = build.clip_changes(config)
+    clip_cfg, tokenizer = None, None
+    if build.entry(config).clip:
+        changes = build.clip_changes(config)
 
-    def clip() -> tuple[ClipConfig, Path | None]:
-        cfg, _, tokenizer, _ = load_clip(config.clip.name, **changes)
-        return cfg, tokenizer
+        def clip() -> tuple[ClipConfig, Path | None]:
+            cfg, _, tokenizer, _ = load_clip(config.clip.name, **changes)
+            return cfg, tokenizer
 
-    clip_cfg, tokenizer = seen.once(["clip", config.clip.name, changes], clip)
-    method, _ = build.make_method(config, clip_cfg, tokenizer)
+        clip_cfg, tokenizer = seen.once(["clip", config.clip.name, changes], clip)
+    method = build.make_method(config, clip_cfg, tokenizer)
     try:
         params, stats = jax.eval_shape(method.init, jax.random.key(0))
-        params = {**params, "clip": clip_shapes(clip_cfg)}
-        cfg = getattr(method, "cfg", None)
-        if config.method == "gsclip":
-            if cfg.switches.own_depth_tower:
-                params["clip_depth"] = {"visual": params["clip"]["visual"]}
-            if cfg.surface_share:
-                params["surface"] = load_surface(config.clip.name, clip_cfg.embed_dim)[0]
-            if config.pointnet2.weights:
-                load_pointnet2(config.pointnet2.weights, cfg.pointnet2)
+        for group in method.loads:
+            if group in ("clip", "clip_depth"):
+                params[group] = clip_shapes(clip_cfg) if group == "clip" else {"visual": clip_shapes(clip_cfg)["visual"]}
+            else:
+                params[group] = load_surface(config.clip.name, clip_cfg.embed_dim)[0]
+        if "pointnet2" in params and config.pointnet2.weights:
+            load_pointnet2(config.pointnet2.weights, build.net_config(config))
         batch = _batch(config)
-        method = build.without_remat(method)
-        jax.eval_shape(method.predict, params, stats, batch)
+        alone = method.for_inference()
+        jax.eval_shape(alone.predict, params, stats, batch)
         stored, trained = {}, 0
-        for stage in method.stages:
-            stored |= jax.eval_shape(partial(method.features, stage.name), params, stats, batch)
+        for stage in alone.stages:
+            stored |= jax.eval_shape(stage.features, params, stats, batch)
             trained = max(trained, _bytes(partition(params, stage)[0]))
     except (TypeError, IndexError, ZeroDivisionError, AssertionError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -213,7 +209,7 @@ def _model(config: ConfigDict, seen: Seen) -> tuple[Method | None, int, int]:
 
 def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of one object."""
-    recipe = recipe_of(build.data_config(config))
+    recipe = recipe_of(data.data_config(config))
     size = {"B": 1, "V": len(recipe.camera_list()), "H": recipe.image_size, "W": recipe.image_size, "N": recipe.cloud_points,
             "M": recipe.points, "K": recipe.neighbours}  # fmt: skip
     return {

@@ -15,10 +15,11 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.command import command, guarded
-from experiments.build import ConfigError, build_model
+from experiments.build import build_model
 from experiments.configs.common import embedded
 from gsclip_jax.convert.store import is_stored, load_params, save_params
 from gsclip_jax.method import Method, Params, Stats
+from gsclip_jax.methods.parts import ConfigError
 
 EMBEDDED = Path(__file__).parents[1] / "gsclip_jax" / "assets" / "demo"
 
@@ -46,9 +47,9 @@ def model_folder(workdir: Path) -> Path | None:
 def steps_done(workdir: Path) -> dict[str, int]:
     """The newest checkpoint of every stage that has one."""
     found = {}
-    for stage in ("stage1", "stage2"):
-        steps = [int(path.name) for path in (workdir / stage / "checkpoints").glob("*") if path.name.isdecimal()]
-        found |= {stage: max(steps)} if steps else {}
+    for folder in sorted(workdir.glob("*/checkpoints")):
+        steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+        found |= {folder.parent.name: max(steps)} if steps else {}
     return found
 
 
@@ -102,9 +103,7 @@ def _load(folder: Path) -> tuple[Method, Params, Stats, ConfigDict, dict]:
         raise ConfigError(f"{home} holds weights of kind {kind!r}, no trained model; name a work directory of stage2.py")
     config = ConfigDict(about["config"])
     known = embedded()
-    if "model" in config and "surface_share" not in config.model:
-        config.model.surface_share = 0.0  # what models had before there was the stream
-    missing = [f"{part}.{key}" for part in ("data", "model") for key in known[part] if key not in config.get(part, {})]
+    missing = [f"data.{key}" for key in known.data if key not in config.get("data", {})]
     if missing:
         raise ConfigError(f"{home}: made by an earlier version, its configuration has no {', '.join(missing)}; train it again")
     method, params, stats, weights = build_model(config)

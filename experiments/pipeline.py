@@ -20,29 +20,27 @@ from data_pipelines.input import eval_batches, steps_per_epoch, train_batches
 from data_pipelines.records.store import RecordSet
 from data_pipelines.scan import DataError
 from experiments import evaluations
-from experiments.build import (
-    ConfigError,
+from experiments.build import build_model, parameter_count
+from experiments.data import (
     batch_size,
-    build_model,
     index_rows,
     is_embedded,
     load_records,
     of_target,
-    parameter_count,
     target,
     test_categories,
     wants_rgb,
-    without_remat,
 )
 from experiments.export import finished_model, is_trained, save_model, steps_done
 from experiments.identity import claim_workdir, settings, shown
 from experiments.scans import has_records, plan_records, training_key, without_training
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.method import Method, Params, Stage, Stats
+from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh, place, replicated
-from gsclip_jax.training.feature_store import find_features
-from gsclip_jax.training.train import fit
+from gsclip_jax.training.feature_store import Source, find_features
+from gsclip_jax.training.train import FitConfig, fit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "open3d", "tensorflow-datasets", "numpy")
 
@@ -149,7 +147,7 @@ class Run:
     def train(self, upto: str) -> tuple[Method, Params, Stats, dict]:
         """The method trained through stage `upto`, from the finished model or from checkpoints where they are."""
         method, params, stats, weights = build_model(self.config)
-        self._same_weights(weights)
+        self._same_weights(weights, method.scores_only)
         if is_trained(self.config, self.workdir):
             params, stats = finished_model(self.workdir, params, stats, weights)
             return method, place(params, self.mesh), jax.device_put(stats, replicated(self.mesh)), weights
@@ -166,12 +164,12 @@ class Run:
             save_model(self.workdir / "model", self.config, params, stats, weights, steps=steps_done(self.workdir))
         return method, params, stats, weights
 
-    def _same_weights(self, weights: dict) -> None:
-        """Raises ConfigError where the work directory was trained from others. The surface stream trains nothing here."""
+    def _same_weights(self, weights: dict, scores_only: tuple[str, ...]) -> None:
+        """Raises ConfigError where the work directory was trained from others; those that no loss reads may differ."""
         path = self.workdir / "weights.json"
-        ours = {name: value for name, value in weights.items() if name != "surface"}
+        ours = {name: value for name, value in weights.items() if name not in scores_only}
         if path.exists():
-            theirs = {name: value for name, value in json.loads(path.read_text()).items() if name != "surface"}
+            theirs = {name: value for name, value in json.loads(path.read_text()).items() if name not in scores_only}
             if "sentences" not in theirs:  # earlier versions did not note them
                 ours.pop("sentences", None)
             if ours != theirs:
@@ -187,10 +185,10 @@ class Run:
         records, category, seed = self.records, self.config.data.train_category, self.config.seed
         self._same_objects()
         everything = lambda: eval_batches(records, categories=[category], batch_size=stage.batch_size)  # noqa: E731
-        store = find_features(
-            without_remat(method), stage.name, params, stats, everything, len(records.rows([category])),
-            Path(self.config.cache) / "features", f"{records.key} {category}", mesh=self.mesh,
-        )  # fmt: skip
+        computed = next(other for other in method.for_inference().stages if other.name == stage.name)
+        count, content = len(records.rows([category])), f"{records.key} {category}"
+        source = Source(computed, params, stats, everything, count, content, self.mesh)
+        store = find_features(source, Path(self.config.cache) / "features")
 
         def batches(first: int) -> Iterator[dict]:
             found = train_batches(
@@ -199,11 +197,9 @@ class Run:
             )  # fmt: skip
             return store.join(found) if store else found
 
-        return fit(
-            method, stage, params, stats, batches, steps_per_epoch(records, [category], stage.batch_size),
-            self.workdir / stage.name, mesh=self.mesh, seed=seed, writer=MetricWriter(self.workdir / "metrics.jsonl"),
-            save_every_s=self.config.save_every_s,
-        )  # fmt: skip
+        run = FitConfig(self.workdir / stage.name, self.mesh, seed, self.config.save_every_s)
+        steps = steps_per_epoch(records, [category], stage.batch_size)
+        return fit(stage, params, stats, batches, steps, run, MetricWriter(self.workdir / "metrics.jsonl"))
 
     def _same_objects(self) -> None:
         """Raises ConfigError where a begun training saw other scans than the ones here."""
@@ -224,7 +220,8 @@ class Run:
         index = index_rows(records, categories)
         rgb = wants_rgb(config)
         method, params, stats, weights = self.train(upto)
-        this = evaluations.of(self.workdir, config, records.key, weights.get("surface"))
+        more = [weights[name] for name in method.scores_only if name in weights]
+        this = evaluations.of(self.workdir, config, records.key, more[0] if len(more) == 1 else more or None)
         about = {"key": this.key, "name": this.name, "settings": settings(config), "records": records.key}
         if jax.process_index() == 0:
             this.claim({"settings": about["settings"]})
@@ -247,15 +244,16 @@ class Run:
 
         with time_of("eval"):
             evaluate.score_objects(
-                without_remat(method), params, stats, index, batches, home / "eval", mesh=self.mesh, rgb=rgb
+                method.for_inference(), params, stats, index, batches, home / "eval", mesh=self.mesh, rgb=rgb
             )
             tables = evaluate.tabulate(index, home / "eval")
+        phases = ("render", *(stage.name for stage in method.stages))
         results = {
             "dataset": config.target.name or config.data.name, "trained_on": config.data.name,
             "train_category": config.data.train_category, "preset": config.preset,
             "variant": config.variant, "method": config.method, "seed": config.seed, "categories": tables,
             "mean": evaluate.mean(tables),
-            "seconds": {phase: self.time.seconds.get(phase, 0.0) for phase in ("render", "stage1", "stage2")}
+            "seconds": {phase: self.time.seconds.get(phase, 0.0) for phase in phases}
             | {"eval": time_of.seconds["eval"]},
             "versions": versions(), "weights": weights, "evaluation": about,
         }  # fmt: skip

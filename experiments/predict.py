@@ -80,7 +80,7 @@ def _scored(scans: list[Path], outputs, workdir: Path | None):
     from data_pipelines.clouds.sampling import clean
     from data_pipelines.records.objects import make_object, recipe_of, to_batch
     from data_pipelines.scan import Scan
-    from experiments.build import data_config
+    from experiments.data import data_config
     from experiments.export import EMBEDDED, load_model
 
     method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)

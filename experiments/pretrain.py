@@ -15,13 +15,15 @@ from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches
 from data_pipelines.records.store import RecordSet
-from experiments.build import ConfigError, load_records
 from experiments.captions import Captioner, make_tokenizer, vocabulary
+from experiments.data import load_records
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
+from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.methods.surface.descriptor import DESCRIPTION
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
+from gsclip_jax.models.clip_blocks import block_matrices
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.pretraining.start import look_around, whitening
@@ -30,7 +32,8 @@ from gsclip_jax.pretraining.views import cloud_batches, rugged_views, twins, vie
 from gsclip_jax.pretraining.vision import ClipPretraining, PointPretraining
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh
-from gsclip_jax.training.train import fit
+from gsclip_jax.training.optim import Adam, Muon
+from gsclip_jax.training.train import FitConfig, fit
 
 CONTEXT = 77  # room for the learned prompts; captions need 16
 
@@ -58,14 +61,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         mean=(0.7,) * 3, std=(0.3,) * 3,
         **dict(m),
     )  # fmt: skip
-    rows = tuple(
-        Stage(
-            name, {"clip": row.learning_rate, "head": row.learning_rate}, (), 1, c.batch_size, betas=(0.9, 0.98), cosine=True,
-            warmup_steps=row.warmup_steps, weight_decay=c.weight_decay, clip_norm=1.0, muon=row.muon,
-        )
-        for name, row in (("sight", config.sight), ("words", config.words))
-    )  # fmt: skip
-    method = ClipPretraining(clip_cfg, rows, c.defects)
+    method = ClipPretraining(clip_cfg, c.defects)
+    rows = []
+    for name, row, loss in (("sight", config.sight, method.sight_loss), ("words", config.words, method.words_loss)):
+        schedule = {"betas": (0.9, 0.98), "cosine": True, "warmup_steps": row.warmup_steps, "weight_decay": c.weight_decay,
+                    "clip_norm": 1.0}  # fmt: skip
+        optimiser = Muon(**schedule, rate=row.muon, matrices=block_matrices) if row.muon else Adam(**schedule)
+        rates = {"clip": row.learning_rate, "head": row.learning_rate}
+        rows.append(Stage(name, rates, (), 1, c.batch_size, loss=loss, optimiser=optimiser))
     params, stats = method.init(jax.random.key(config.seed))
     started_from = None
     if config.start:
@@ -74,36 +77,30 @@ def run(config: ConfigDict, workdir: Path) -> None:
         visual = {**params["clip"]["visual"], "patch_embed": jax.numpy.asarray(whitening(views, clip_cfg, config.seed))}
         params["clip"]["visual"] = look_around(visual, clip_cfg, config.seed)
     captioner = Captioner(tokenizer)
-    shared = {"mesh": mesh, "seed": config.seed, "writer": writer}
+
+    def train(row: Stage, params, stats, batches, steps: int):
+        return fit(row, params, stats, batches, steps, FitConfig(workdir / row.name, mesh, config.seed), writer)
+
     for number, row in enumerate(rows):
         batches = lambda first, number=number: view_batches(  # noqa: E731
             views, captioner, batch_size=c.batch_size, patch=m.patch, keep=c.keep, seed=2 * config.seed + number,
             first=first
         )
-        params, _ = fit(
-            method,
-            row,
-            params,
-            stats,
-            batches,
-            config[row.name].steps,
-            workdir / row.name,
-            **shared,
-        )
+        params, _ = train(row, params, stats, batches, config[row.name].steps)
 
     surface = None
     if surface_wanted:
         text = _sentences(config, captioner, sets[0].categories(), clip_cfg, params["clip"])
-        surface = _surface(config, views["sample"], text, workdir, shared)
+        surface = _surface(config, views["sample"], text, train)
 
     net = PointNet2Config(
         centroids=tuple(config.pointnet2.centroids), radii=tuple(config.pointnet2.radii), neighbours=config.pointnet2.neighbours
     )
-    row = Stage("points", {"pointnet2": p.learning_rate, "head": p.learning_rate}, (), 1, p.batch_size, betas=(0.9, 0.98),
-                cosine=True, warmup_steps=50)  # fmt: skip
     kinds = {name: i for i, name in enumerate(sets[0].categories())}
     category = np.array([kinds[name] for name in views["category"]])
-    teacher = PointPretraining(net, row, len(kinds))
+    teacher = PointPretraining(net, len(kinds))
+    row = Stage("points", {"pointnet2": p.learning_rate, "head": p.learning_rate}, (), 1, p.batch_size, loss=teacher.loss,
+                optimiser=Adam((0.9, 0.98), cosine=True, warmup_steps=50))  # fmt: skip
     start, stats = teacher.init(jax.random.key(config.seed + 1))
     if config.start:
         start["pointnet2"], stats["pointnet2"], _ = load_pointnet2(config.start, net)
@@ -112,7 +109,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         seed=config.seed, first=first,
     )  # fmt: skip
     if p.steps:
-        start, stats = fit(teacher, row, start, stats, batches, p.steps, workdir / "points", **shared)
+        start, stats = train(row, start, stats, batches, p.steps)
 
     out = Path(config.out) if config.out else workdir / "mini"
     tree = {"clip": params["clip"], "pointnet2": start["pointnet2"], "stats": {"pointnet2": stats["pointnet2"]}}
@@ -140,20 +137,21 @@ def _sentences(config: ConfigDict, captioner: Captioner, names: list[str], cfg: 
     return np.asarray(encode(clip, pairs))
 
 
-def _surface(config: ConfigDict, sample: np.ndarray, text: np.ndarray, workdir: Path, shared: dict) -> dict:
-    """The surface stream's network, trained on `sample` (of `surface_sample`) against the finished CLIP's `text`."""
+def _surface(config: ConfigDict, sample: np.ndarray, text: np.ndarray, train) -> dict:
+    """The surface stream's network, trained on `sample` (of `surface_sample`) against the finished CLIP's `text`; `train`
+    (stage, parameters, statistics, batches, steps) as `fit`."""
     s = config.surface_stage
     flat = sample[..., :DESCRIPTION].reshape(-1, DESCRIPTION)[::37].astype(np.float32)
-    row = Stage("surface", {"surface": s.learning_rate}, ("scaling",), 1, s.batch_size, betas=(0.9, 0.98), cosine=True,
-                warmup_steps=50, weight_decay=config.clip_stage.weight_decay)  # fmt: skip
-    method = SurfacePretraining(text.shape[-1], row, flat.mean(0), flat.std(0) + 1e-3)
+    method = SurfacePretraining(text.shape[-1], flat.mean(0), flat.std(0) + 1e-3)
+    optimiser = Adam((0.9, 0.98), cosine=True, warmup_steps=50, weight_decay=config.clip_stage.weight_decay)
+    row = Stage("surface", {"surface": s.learning_rate}, ("scaling",), 1, s.batch_size, loss=method.loss, optimiser=optimiser)
     params, stats = method.init(jax.random.key(config.seed + 2))
     if config.start:
         params["surface"] = {"layers": load_surface(config.start, text.shape[-1])[0]["layers"]}
     batches = lambda first: surface_batches(  # noqa: E731
         sample, text, batch_size=s.batch_size, points=s.points, seed=config.seed, first=first
     )
-    params, _ = fit(method, row, params, stats, batches, s.steps, workdir / "surface", **shared)
+    params, _ = train(row, params, stats, batches, s.steps)
     return {**params["surface"], **params["scaling"]}
 
 

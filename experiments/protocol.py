@@ -8,10 +8,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data_pipelines.files import write_json
-from experiments.build import ConfigError
 from experiments.identity import settings
 from experiments.pipeline import say, table
 from gsclip_jax.evaluation import score as evaluate
+from gsclip_jax.methods.parts import ConfigError
 
 
 def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Path], dict]) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.files import write_atomic
 from data_pipelines.input import eval_batches
 from experiments import pictures
-from experiments.build import index_rows
+from experiments.data import index_rows
 from experiments.pipeline import columns
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.runtime.names import one_line

@@ -64,7 +64,7 @@ def parse(arguments: list[str]):
       ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
     """
     from data_pipelines.scan import did_you_mean
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
 
     name, workdir, changes = None, None, []
@@ -90,13 +90,11 @@ def parse(arguments: list[str]):
     if name is None:
         raise ConfigError(f"no --config given. {USAGE}")
     config = load_config(name)
-    for key, value in changes:
-        set_key(config, key, value)
+    set_keys(config, changes)
     folder = Path(workdir) if workdir else default_workdir(config)
     if config.task == "eval":
         config = trained_config(name, config, folder)
-        for key, value in changes:
-            set_key(config, key, value)
+        set_keys(config, changes)
     return config, folder
 
 
@@ -110,8 +108,8 @@ def trained_config(name: str, config, workdir: Path):
     Raises:
       ConfigError: trained with another preset than the one named.
     """
-    from experiments.build import ConfigError
     from experiments.identity import held
+    from gsclip_jax.methods.parts import ConfigError
 
     there = held(workdir)
     if there is None or there.get("task") == "pretrain":
@@ -146,7 +144,7 @@ def find_config(path: str) -> Path:
       ConfigError: no such file.
     """
     from data_pipelines.scan import did_you_mean
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
 
     file = Path(path) if Path(path).is_file() else CONFIGS / path
@@ -164,7 +162,7 @@ def load_config(name: str):
     Raises:
       ConfigError: no such file or preset.
     """
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
     path, _, preset = name.partition(":")
     file = find_config(path)
@@ -181,6 +179,12 @@ def load_config(name: str):
 OPEN = ("data.point_sizes", "data.reader", "target.data", "model.switches")
 
 
+def set_keys(config, changes: list[tuple[str, str]]) -> None:
+    """`set_key` for all of them, a method before its own keys."""
+    for key, value in sorted(changes, key=lambda change: change[0] != "method"):
+        set_key(config, key, value)
+
+
 def set_key(config, key: str, value: str) -> None:
     """config.a.b = value, read as the type that is there.
 
@@ -188,9 +192,12 @@ def set_key(config, key: str, value: str) -> None:
       ConfigError: no such key, or a value that does not fit.
     """
     from data_pipelines.scan import did_you_mean
-    from experiments.build import ConfigError
+    from experiments.configs.common import set_method
+    from gsclip_jax.methods.parts import ConfigError
 
 
+    if key == "method":
+        return set_method(config, value)
     *path, last = key.split(".")
     place = config
     for i, part in enumerate([*path, last]):
@@ -335,14 +342,14 @@ def check_all(config, workdir: Path, seen=None, devices: bool = True) -> None:
 def alongside(config, workdir: Path) -> dict:
     """The comparisons of a run. An evaluation trains nothing: it compares with what is trained, or learns nothing."""
     from experiments.export import is_trained
+    from gsclip_jax.methods import METHODS
 
     found = comparisons(config)
     if config.task == "stage1":
         return {}
     if config.task != "eval":
         return found
-    ready = ("plain_clip", "surface_variation", "broken_symmetry")
-    return {n: c for n, c in found.items() if c.method in ready or is_trained(c, workdir / "compare" / n)}
+    return {n: c for n, c in found.items() if not METHODS[c.method].trains or is_trained(c, workdir / "compare" / n)}
 
 
 def comparisons(config) -> dict:
@@ -352,8 +359,8 @@ def comparisons(config) -> dict:
       ConfigError: unknown name.
     """
     from data_pipelines.scan import did_you_mean
-    from experiments.build import ConfigError
-
+    from experiments.configs.common import with_method
+    from gsclip_jax.methods.parts import ConfigError
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random
@@ -367,9 +374,10 @@ def comparisons(config) -> dict:
     for name in config.compare:
         if name not in changes:
             raise ConfigError(f"config.compare: no {name!r}{did_you_mean(name, changes)} Known: {', '.join(changes)}")
-        other = config.copy_and_resolve_references()
+        change = dict(changes[name])
+        other = with_method(config, change.pop("method", config.method))
         other.compare = ()
-        other.update(changes[name])
+        other.update(change)
         found[name] = other
     return found
 

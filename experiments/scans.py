@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import open_reader
 from data_pipelines.records.store import INDEX, Plan, RecordSet, plan_of
 from data_pipelines.scan import DataError
-from experiments.build import data_config, is_embedded, synthetic_parts, wanted
+from experiments.data import data_config, is_embedded, synthetic_parts, wanted
 
 
 def has_records(config: ConfigDict) -> bool:

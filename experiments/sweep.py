@@ -64,14 +64,13 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     Raises:
       ConfigError: no such file, preset or key, a file without rows, two seeds alike.
     """
-    from experiments.build import ConfigError
-    from experiments.run import load_config, set_key
+    from experiments.run import load_config, set_keys
+    from gsclip_jax.methods.parts import ConfigError
 
     base, module = load_config(name), _module(name)
     if not hasattr(module, "rows"):
         raise ConfigError(f"{name} is no sweep: it has no rows(config); run it with experiments.run, or see configs/sweeps/")
-    for key, value in changes:
-        set_key(base, key, value)
+    set_keys(base, changes)
     if seeds is None:
         seeds = [base.seed] if base.preset else list(SEEDS)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -119,9 +118,11 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
       ConfigError: no such key (with the nearest).
     """
     from data_pipelines.scan import did_you_mean
-    from experiments.build import ConfigError
+    from experiments.configs.common import set_method
+    from gsclip_jax.methods.parts import ConfigError
 
-
+    if "method" in values:
+        set_method(config, values["method"])
     for key, value in values.items():
         *path, last = key.split(".")
         place = config
@@ -176,7 +177,7 @@ def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
     Raises:
       ConfigError: the check itself failed.
     """
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
     done = subprocess.run([*command, "--check", where], capture_output=True, text=True)
     if done.returncode:
@@ -243,7 +244,7 @@ def submit(rows: list[Row], command: list[str], options: dict[str, Any], folder:
     Raises:
       ConfigError: submitit is not installed, or does not know an option.
     """
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
     try:
         import submitit
@@ -271,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str], own_process: bool) -> int:
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
                                      allow_abbrev=False)  # fmt: skip
@@ -346,7 +347,7 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _options(text: str) -> dict[str, Any]:
-    from experiments.build import ConfigError
+    from gsclip_jax.methods.parts import ConfigError
 
     found: dict[str, Any] = {}
     for word in filter(None, text.split(",")):

@@ -1,19 +1,22 @@
-"""What a method is: parameters, training stages, a loss and a prediction. Training, evaluation and viewers see nothing else.
+"""What a method is: training stages and a prediction. Training, evaluation and viewers see nothing else.
 
-A new method is one file with a class that has these members; `fit` (train.py) and `evaluate` (evaluate.py) do the rest.
+A new method is a file or folder under `methods/` and one line of its registry (docs/add_a_method.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 
 Params = dict[str, Any]  # group -> nested dict of arrays
 Stats = dict[str, Any]  # running statistics, group -> nested dict of arrays
 Arrays = Mapping[str, jax.Array]  # a batch on the device, with the stage's stored features where there are any
+Loss = Callable[[Params, Params, Stats, Arrays, Any], tuple[jax.Array, tuple[Stats, dict[str, jax.Array]]]]
+Features = Callable[[Params, Stats, Arrays], dict[str, jax.Array]]
 
 
 class Scores(NamedTuple):
@@ -24,43 +27,62 @@ class Scores(NamedTuple):
     views: jax.Array  # [B, V, H, W]
 
 
+class Optimiser(Protocol):
+    """How the groups of a stage are updated (training/optim.py)."""
+
+    def build(self, rates: Mapping[str, float], steps: int) -> optax.GradientTransformation:
+        """The transformation for {group: learning rate} over so many steps."""
+
+
+def no_features(params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
+    """Of a stage in which nothing stays the same from epoch to epoch."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: which groups train, at which learning rate, and which stay as they are.
+    """One stage of training: which groups train and how, by which loss, and which stay as they are.
 
     Every group of the method's parameters must be named once, in `train` or in `frozen`; else train.partition raises.
+
+    Fields:
+      train: group -> learning rate.
+      loss: (trainable, frozen, stats, batch, key) -> (scalar, (new statistics, scalars to log)), differentiated in the first;
+        without a key nothing is dropped.
+      features: (params, stats, batch) -> what of a batch does not change while the stage trains ([B, ...] each); it is computed
+        once an object and handed to `loss` as further fields of the batch.
+      depends_on: stages that have to be trained before.
+      optimiser: None for Adam as the authors set it.
     """
 
     name: str
-    train: Mapping[str, float]  # group -> learning rate
+    train: Mapping[str, float]
     frozen: tuple[str, ...]
     epochs: int
     batch_size: int
-    betas: tuple[float, float] = (0.5, 0.999)
-    warmup_steps: int = 0
-    cosine: bool = False  # decay to zero over the stage; the paper keeps the rate constant
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0  # 0 = no clipping
-    muon: float = 0.0  # learning rate of the transformer blocks' matrices with Muon in place of Adam; 0 = Adam for all
+    loss: Loss = field(repr=False)
+    features: Features = field(default=no_features, repr=False)
+    depends_on: tuple[str, ...] = ()
+    optimiser: Optimiser | None = None
 
 
 class Method(Protocol):
-    """A zero-shot anomaly detector."""
+    """A zero-shot anomaly detector. `methods.Untrained` has these members for methods that learn nothing."""
 
     name: str
     stages: tuple[Stage, ...]
+    loads: tuple[str, ...]  # groups of parameters that are loaded, not initialised: "clip", "clip_depth", "surface"
+    scores_only: tuple[str, ...]  # groups that no stage's loss reads: scores change with them, training does not
+    begins_with: Mapping[str, Any]  # name -> tree of arrays that the parameters start from, beside weights
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        """Fresh parameters and statistics; the frozen CLIP is part of the parameters."""
+        """Fresh parameters and statistics of all groups that are not loaded."""
 
-    def features(self, stage: str, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
-        """What of a batch does not change while `stage` trains ([B, ...] each); it is computed once an object and handed to
-        `loss` as further fields of the batch. {} where there is nothing of the kind."""
+    def start(self, params: Params) -> Params:
+        """The parameters training begins with, once everything is loaded."""
 
-    def loss(
-        self, stage: str, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Stats, dict[str, jax.Array]]]:
-        """Scalar loss, differentiated in `trainable`; new statistics and scalars to log."""
+    def for_inference(self) -> Method:
+        """The same method with nothing computed twice: where no gradient is taken, rematerialisation saves nothing."""
 
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         """Scores of a batch, in inference mode."""

@@ -8,10 +8,8 @@ import functools
 import jax
 import numpy as np
 
-from gsclip_jax.method import Stage
-from gsclip_jax.methods.gsclip.gddm import GddmConfig
-from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig, Switches
-from gsclip_jax.methods.gsclip.prompts import PromptConfig
+from gsclip_jax.methods.gsclip import GsClip, Switched, Switches
+from gsclip_jax.methods.gsclip.config import Config, Model, Stage1, Stage2
 from gsclip_jax.models.clip import ClipConfig, init_clip
 from gsclip_jax.models.pointnet2 import PointNet2Config
 
@@ -22,20 +20,19 @@ CLIP = ClipConfig(
 NET = PointNet2Config(
     centroids=(16, 8), radii=(0.4, 0.8), neighbours=8, down=((16, 16), (16, 32)), up=((16,), (16,)), head=16, dropout=0.0
 )
-STAGE1 = Stage("stage1", {"prompts": 2e-3, "gddm": 2e-3, "pointnet2": 2e-3}, ("clip", "lora", "srm"), epochs=2, batch_size=4)
-STAGE2 = Stage("stage2", {"srm": 5e-3, "lora": 5e-3}, ("clip", "prompts", "gddm", "pointnet2"), epochs=2, batch_size=4)
+MODEL = Model(n_ctx=4, deep_depth=2, n_deep=2, prototypes=4, top_k=4, gddm_heads=2, lora_rank=2, render_share=0.5)
+CONFIG = Config(
+    model=MODEL, stage1=Stage1(epochs=2, pointnet2_rate=2e-3), stage2=Stage2(epochs=2, learning_rate=5e-3, lora_factor=1.0)
+)
 
 
-def method(switches: Switches | None = None, **changes) -> GsClip:
-    config = GsClipConfig(
-        clip=CLIP, pointnet2=NET, gddm=GddmConfig(prototypes=4, top_k=4, heads=2, text_dim=16),
-        prompts=PromptConfig(context_tokens=4, deep_depth=2, deep_tokens=2, shape_dim=NET.shape_dim),
-        lora_rank=2, switches=switches or Switches(), **changes,
-    )  # fmt: skip
-    stages = (STAGE1, STAGE2)
-    if config.switches.own_depth_tower:
-        stages = tuple(dataclasses.replace(stage, frozen=(*stage.frozen, "clip_depth")) for stage in stages)
-    return GsClip(config, stages)
+STAGE1, STAGE2 = GsClip(CONFIG, CLIP, NET).stages
+
+
+def method(switches: Switches | None = None, clip: ClipConfig = CLIP, **changes) -> GsClip:
+    """The released code's departures where `switches` are given (those of the paper are none); `changes` of the model's keys."""
+    given = (dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, **changes)), clip, NET)
+    return Switched(switches, *given) if switches else GsClip(*given)
 
 
 @functools.cache
@@ -51,7 +48,7 @@ def _start(own_depth_tower: bool, seed: int):
 
 def params(gsclip: GsClip, seed: int = 0):
     """Parameters and statistics in fresh dictionaries (the arrays are shared)."""
-    return jax.tree.map(lambda x: x, _start(gsclip.cfg.switches.own_depth_tower, seed))
+    return jax.tree.map(lambda x: x, _start("clip_depth" in gsclip.loads, seed))
 
 
 def batch(count: int = 4, seed: int = 0, views: int = 3, points: int = 64, organised: bool = False) -> dict[str, np.ndarray]:

@@ -5,10 +5,15 @@ A configuration is data: nested values that `--config.section.key=value` changes
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import AUXILIARY, recipe
 from data_pipelines.scan import did_you_mean
+from gsclip_jax.methods import METHODS
+from gsclip_jax.methods.parts import ConfigError
 
 PRESETS = ("", *AUXILIARY)
 SENTENCES = (
@@ -19,7 +24,7 @@ SENTENCES = (
 
 def embedded() -> ConfigDict:
     """The default: procedural solids, the small embedded CLIP; minutes on a laptop."""
-    return ConfigDict({
+    config = ConfigDict({
         "task": "stage2",  # which part runs: stage1, stage2 (what is missing of stage 1 too), eval, pretrain
         "preset": "",
         "seed": 0,
@@ -65,26 +70,57 @@ def embedded() -> ConfigDict:
             "weights": "mini",  # a file, "mini", or "" for a random start
             "centroids": (256, 64, 16, 8), "radii": (0.15, 0.3, 0.6, 0.9), "neighbours": 32,
         },
-        "model": {
-            "n_ctx": 12, "deep_depth": 3, "n_deep": 4,
-            "start": SENTENCES,  # what the learned contexts start as, n_ctx tokens each; () = noise, as in the paper
-            "prototypes": 32, "top_k": 12, "defect_tokens": 1,
-            "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1,
-            "streams": "both", "shape_prompt": True, "defect_prompt": True, "consistency": 0.3,
-            "srm_residual": True,  # stage 2 starts from a mean of the streams; False: from nothing, as in the paper
-            "render_share": 0.9,  # of that mean
-            "surface_share": 0.85,  # of the surface stream in the points' evidence (ours); 0: views alone, as in the paper
-            "smooth_sigma": 4.0, "smooth_width": 1.0, "smooth_rounds": 2,
-            "switches": {},  # named departures of the released code, one by one (gsclip.Switches)
-        },
-        "stage1": {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "pointnet2_rate": 2e-4},
-        "stage2": {"epochs": 1, "batch_size": 4, "learning_rate": 5e-4, "lora_factor": 0.1},
         "eval": {"batch_size": 4, "rgb": False, "pictures": 6},
         "compare": ("random_clip", "plain_clip", "surface_variation", "broken_symmetry"),  # run alongside, shown under the table
         # On a CPU every virtual device works with one core, which uses several cores better than one device does.
         "mesh": {"data": -1, "model": 1, "cpu_devices": 2},
         "save_every_s": 60.0,
     })  # fmt: skip
+    config.update(sections("gsclip"))
+    config.model.update({
+        "deep_depth": 3, "start": SENTENCES, "srm_residual": True, "surface_share": 0.85, "smooth_width": 1.0, "smooth_rounds": 2,
+    })  # fmt: skip
+    config.stage1.update({"epochs": 2, "pointnet2_rate": 2e-4})
+    config.stage2.update({"epochs": 1})
+    return config
+
+
+def sections(method: str) -> ConfigDict:
+    """The keys of a method with their defaults, from its Config dataclass."""
+    return ConfigDict(_values(METHODS[method].config()))
+
+
+def _values(settings) -> dict:
+    found = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {
+        name: _values(value) if dataclasses.is_dataclass(value) else dict(value) if isinstance(value, Mapping) else value
+        for name, value in found.items()
+    }
+
+
+def with_method(config: ConfigDict, method: str) -> ConfigDict:
+    """A copy of the configuration for another method. Errors: as `set_method`."""
+    other = config.copy_and_resolve_references()
+    set_method(other, method)
+    return other
+
+
+def set_method(config: ConfigDict, method: str) -> None:
+    """Makes it the configuration of another method: its own keys, and of them the values of those that both have.
+
+    Raises:
+      ConfigError: no such method.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"no method {method!r}{did_you_mean(method, METHODS)} Known: {', '.join(METHODS)}")
+    before, wanted = sections(config.method), sections(method)
+    with config.unlocked(), config.ignore_type():
+        for name in [name for name, value in before.items() if isinstance(value, ConfigDict)]:
+            kept = config.pop(name, {})
+            if isinstance(wanted.get(name), ConfigDict):
+                wanted[name].update({key: value for key, value in kept.items() if key in wanted[name]})
+        config.method = method
+        config.update({name: value for name, value in wanted.items() if name not in config})
 
 
 def paper(name: str) -> ConfigDict:
@@ -99,11 +135,7 @@ def paper(name: str) -> ConfigDict:
     config.pointnet2.update({
         "weights": "", "centroids": (1024, 256, 64, 16), "radii": (0.1, 0.2, 0.4, 0.8), "neighbours": 32,
     })  # fmt: skip
-    config.model.update({
-        "deep_depth": 9, "start": (), "srm_residual": False, "surface_share": 0.0, "smooth_width": 0.5, "smooth_rounds": 1,
-    })  # fmt: skip
-    config.stage1.update({"epochs": 15, "learning_rate": 2e-3, "pointnet2_rate": 2e-3})
-    config.stage2.update({"epochs": 10, "learning_rate": 5e-4})
+    config.update(sections("gsclip"))
     config.seed = 111
     if name in ("real3d", "anomaly_shapenet"):
         config.stage2.learning_rate = 1e-4

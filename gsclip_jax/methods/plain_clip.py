@@ -6,16 +6,19 @@ object; the ensemble of states and templates follows WinCLIP (Jeong et al. 2023)
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Scores
-from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig
-from gsclip_jax.models.clip import clip_module, encode_tokens
+from gsclip_jax.method import Arrays, Params, Scores, Stats
+from gsclip_jax.methods.parts import Parts
+from gsclip_jax.methods.untrained import Untrained
+from gsclip_jax.models import views
+from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
 from gsclip_jax.models.layers import normalise
+from gsclip_jax.models.smoothing import Smoothing
 from gsclip_jax.models.tokenizer import Tokenizer
 
 SOUND = ("{}", "flawless {}", "perfect {}", "undamaged {}", "{} without flaw", "{} without defect", "{} without damage")
@@ -33,32 +36,48 @@ def ensemble(tokenizer: Tokenizer, thing: str = "object") -> np.ndarray:
     ])  # fmt: skip
 
 
-class PlainClip:
-    """Method without stages. Parameters: {clip}, loaded by whoever builds it."""
+@dataclass(frozen=True)
+class Model:
+    """Smoothing of the point scores."""
+
+    smooth_sigma: float = 4.0  # organised scans, in grid cells
+    smooth_width: float = 0.5  # unorganised scans, in mean distances to the K-th neighbour
+    smooth_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section of the configuration that is plain CLIP's."""
+
+    model: Model = field(default_factory=Model)
+
+
+class PlainClip(Untrained):
+    """The Method. Parameters: {clip}.
+
+    Args:
+      sentences: of `ensemble`.
+    """
 
     name = "plain_clip"
-    stages = ()
+    loads = ("clip",)
 
-    def __init__(self, cfg: GsClipConfig, sentences: np.ndarray):
-        """sentences: of `ensemble`."""
-        self.gsclip, self.sentences = GsClip(replace(cfg, streams="render")), sentences
+    def __init__(self, cfg: Config, clip: ClipConfig, sentences: np.ndarray):
+        m = cfg.model
+        self.clip, self.sentences = clip, sentences
+        self.smoothing = Smoothing(m.smooth_sigma, m.smooth_width, m.smooth_rounds)
 
-    def init(self, key):
-        return {}, {}
-
-    def features(self, stage, params, stats, batch):
-        return {}
-
-    def loss(self, stage, trainable, frozen, stats, batch, key):
-        raise NotImplementedError("plain CLIP has nothing to train")
-
-    def text(self, params) -> jax.Array:
+    def text(self, params: Params) -> jax.Array:
         """Normalised means of the sentences' features [1,2,E]."""
-        clip = clip_module(self.gsclip.cfg.clip, params["clip"])
+        clip = clip_module(self.clip, params["clip"])
         kinds, count, length = self.sentences.shape
         found = normalise(encode_tokens(clip, jnp.asarray(self.sentences.reshape(-1, length))))
         return normalise(found.reshape(kinds, count, -1).mean(1))[None]
 
-    def predict(self, params, stats, batch) -> Scores:
-        tokens = self.gsclip.render_tokens(params, batch)
-        return self.gsclip.score(self.gsclip.compare(tokens, self.text(params)), batch)
+    def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
+        tokens = views.render_tokens(self.clip, params["clip"], batch)
+        return views.score(views.compare(tokens, self.text(params)), batch, self.smoothing)
+
+
+def build(cfg: Config, parts: Parts) -> PlainClip:
+    return PlainClip(cfg, parts.clip, ensemble(parts.words()))

@@ -1,45 +1,116 @@
-"""PointAD (Zhou et al., NeurIPS 2024): GS-CLIP without geometry in its prompts and without a depth stream.
+"""PointAD (Zhou et al., NeurIPS 2024): learned prompts against the render stream, one stage of training.
 
-Learned contexts and deep prompts in front of the fixed words 'object' and 'damaged object', render stream alone, one stage of
-training on the losses of views and lifted points. Everything else is GS-CLIP's code.
+Learned contexts and deep prompts in front of the fixed words 'object' and 'damaged object', no geometry in the prompts, no depth
+stream; the losses of views and lifted points. The prompts, losses and scores are those GS-CLIP builds on.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 
 from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
-from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig
-from gsclip_jax.methods.gsclip.prompts import deep_prompts, init_prompts, prompts, special_embeddings
-from gsclip_jax.models.clip import clip_module, embed_tokens, encode_text
+from gsclip_jax.methods.gsclip import losses
+from gsclip_jax.methods.gsclip.prompts import PromptConfig, deep_prompts, init_prompts, prompts, special_embeddings
+from gsclip_jax.methods.parts import Parts
+from gsclip_jax.methods.untrained import Untrained
+from gsclip_jax.models import views
+from gsclip_jax.models.clip import ClipConfig, clip_module, embed_tokens, encode_text
 from gsclip_jax.models.layers import normalise
+from gsclip_jax.models.lift import lift, upsample
+from gsclip_jax.models.smoothing import Smoothing
+from gsclip_jax.models.views import Evidence
 
 WORDS = ("object", "damaged object")
 
 
-class PointAd(GsClip):
-    """Method of one stage. Parameters: {clip, prompts}; the CLIP is loaded by whoever builds it."""
+@dataclass(frozen=True)
+class Model:
+    """What shapes the model."""
 
-    def __init__(self, cfg: GsClipConfig, stage: Stage, words: tuple[list[int], list[int]]):
-        """words: token ids of WORDS; stage: trains prompts, the CLIP frozen."""
-        bare = replace(cfg, streams="render", use_shape_prompt=False, use_defect_prompt=False)
-        super().__init__(replace(bare, prompts=replace(cfg.prompts, shape_dim=0)), (stage,), name="pointad")
-        self.words = words
+    n_ctx: int = 12  # learned context tokens of each prompt
+    deep_depth: int = 9  # deep prompts enter the text tower's blocks 2 to this one
+    n_deep: int = 4  # deep prompt tokens a block
+    smooth_sigma: float = 4.0  # of point scores: organised scans, in grid cells
+    smooth_width: float = 0.5  # unorganised scans, in mean distances to the K-th neighbour
+    smooth_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """Training of the prompts."""
+
+    epochs: int = 15
+    batch_size: int = 4
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sections of the configuration that are PointAD's."""
+
+    model: Model = field(default_factory=Model)
+    stage1: Stage1 = field(default_factory=Stage1)
+
+
+class PointAd(Untrained):
+    """The Method. Parameters: {clip, prompts}.
+
+    Args:
+      words: token ids of WORDS.
+    """
+
+    name = "pointad"
+    loads = ("clip",)
+
+    def __init__(self, cfg: Config, clip: ClipConfig, words: tuple[list[int], list[int]]):
+        self.cfg, self.clip, self.words, m, one = cfg, clip, words, cfg.model, cfg.stage1
+        self.prompts = PromptConfig(m.n_ctx, m.deep_depth, m.n_deep, shape_dim=0)
+        self.smoothing = Smoothing(m.smooth_sigma, m.smooth_width, m.smooth_rounds)
+        self.stages = (Stage("stage1", {"prompts": one.learning_rate}, ("clip",), one.epochs, one.batch_size, loss=self.loss,
+                             features=self.features),)  # fmt: skip
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        return {"prompts": init_prompts(key, self.cfg.prompts, self.cfg.clip)}, {}
+        return {"prompts": init_prompts(key, self.prompts, self.clip)}, {}
 
-    def text(self, params: Params, stats: Stats, cloud: jax.Array, *, train: bool):
-        """(T_N, T_A), the same for every object: cloud [B,N,3] gives B alone -> [B,2,E], statistics, {}."""
-        clip = clip_module(self.cfg.clip, {k: v for k, v in params["clip"].items() if k != "visual"})
+    def for_inference(self) -> PointAd:
+        return PointAd(self.cfg, replace(self.clip, remat=False), self.words)
+
+    def text(self, params: Params) -> jax.Array:
+        """(T_N, T_A), normalised, the same for every object: [1,2,E]."""
+        clip = clip_module(self.clip, {k: v for k, v in params["clip"].items() if k != "visual"})
         words = tuple(embed_tokens(clip, jnp.asarray(ids)) for ids in self.words)
         embeds, eot = prompts(params["prompts"], None, None, special_embeddings(clip), length=None, words=words)
-        deep = deep_prompts(params["prompts"], rounded=self.cfg.switches.round_deep_prompts)
-        text = normalise(encode_text(clip, embeds, eot, deep))
-        return jnp.broadcast_to(text, (cloud.shape[0], *text.shape[1:])), stats, {}
+        return normalise(encode_text(clip, embeds, eot, deep_prompts(params["prompts"])))
 
-    def predict(self, params: Params, stats: Stats, batch: Arrays, *, stage: str = "stage1") -> Scores:
-        return super().predict(params, stats, batch, stage=stage)
+    def evidence(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Evidence, jax.Array]:
+        """What the views say, and the texts [B,2,E] that they were compared with."""
+        text = self.text(params)
+        text = jnp.broadcast_to(text, (len(batch["valid"]), *text.shape[1:]))
+        return views.compare(views.render_tokens(self.clip, params["clip"], batch), text), text
+
+    def features(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
+        return {"render_tokens": views.encode_render(self.clip, params["clip"], views.images(self.clip, batch["render"]))}
+
+    def loss(self, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array | None):
+        found, _ = self.evidence({**frozen, **trainable}, stats, batch)
+        size = batch["view_mask"].shape[-1]
+        point_maps = lift(found.cells, batch["pix"], batch["seen"], batch["valid"], size)
+        terms = losses.classification(found.view_logits, batch["view_label"], batch["label"])
+        terms |= losses.segmentation(
+            upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"], batch["valid"]
+        )
+        return sum(terms.values()), (stats, terms)
+
+    def score(self, found: Evidence, batch: Arrays) -> Scores:
+        return views.score(found, batch, self.smoothing)
+
+    def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
+        return self.score(self.evidence(params, stats, batch)[0], batch)
+
+
+def build(cfg: Config, parts: Parts) -> PointAd:
+    words = parts.words()
+    return PointAd(cfg, parts.clip, tuple(words.encode(text) for text in WORDS))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax.contrib
 from flax import nnx
 
 from gsclip_jax.models.layers import layer_norm
@@ -208,3 +209,17 @@ def run_blocks(
     if kept is None:
         kept = (x if second is None else second)[None]
     return Features(x, kept)
+
+
+# Which axes of a block's kernels (the first counts the layers) a matrix product sums over, and which it makes.
+_AXES = {"qkv_kernel": ((1,), (3, 4)), "out_kernel": ((1, 2), (3,)), "fc_kernel": ((1,), (2,)), "proj_kernel": ((1,), (2,))}
+
+
+def block_matrices(params: Any) -> Any:
+    """MuonDimensionNumbers of the transformer blocks' kernels, None for everything else."""
+
+    def axes(path, _):
+        *above, last = (part.key for part in path)
+        return optax.contrib.MuonDimensionNumbers(*_AXES[last]) if "blocks" in above and last in _AXES else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

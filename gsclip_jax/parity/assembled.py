@@ -9,8 +9,11 @@ import jax
 import numpy as np
 
 from gsclip_jax.method import Arrays
-from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig
-from gsclip_jax.parity.recording import Entry, Model
+from gsclip_jax.methods.gsclip.config import Config
+from gsclip_jax.methods.gsclip.model import GsClip
+from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.models.pointnet2 import PointNet2Config
+from gsclip_jax.parity.recording import Entry, Model, recorded_method
 from gsclip_jax.parity.towers import images
 
 
@@ -49,22 +52,22 @@ def batch(model: Model, entry: Entry, fields: tuple[str, ...]) -> dict[str, np.n
 
 
 @functools.lru_cache(maxsize=8)
-def _text_of(cfg: GsClipConfig):
-    method = GsClip(cfg)
+def _text_of(cfg: Config, clip: ClipConfig, net: PointNet2Config):
+    method = recorded_method(cfg, clip, net)
     return jax.jit(lambda params, stats, cloud: method.text(params, stats, cloud, train=False)[0])
 
 
 @functools.lru_cache(maxsize=8)
-def _render_of(cfg: GsClipConfig):
-    return jax.jit(GsClip(cfg).render_tokens)
+def _render_of(cfg: Config, clip: ClipConfig, net: PointNet2Config):
+    return jax.jit(GsClip(cfg, clip, net).render_tokens)
 
 
 def stage_text(model: Model, source: str) -> jax.Array:
     """Normalised text features [B,2,E] of recorded clouds, prompt learner in inference mode."""
     learner, stats = model.learner
-    return _text_of(model.cfg)({**learner, "clip": model.text}, stats, model.recording.value(source))
+    return _text_of(model.cfg, model.clip, model.net)({**learner, "clip": model.text}, stats, model.recording.value(source))
 
 
 def render_tokens(model: Model, made: Arrays) -> jax.Array:
     """The frozen render stream's tokens [B,V,1+P,E], normalised, as training reads them."""
-    return _render_of(model.cfg)({"clip": model.visual}, {"render": made["render"]})
+    return _render_of(model.cfg, model.clip, model.net)({"clip": model.visual}, {"render": made["render"]})

@@ -51,7 +51,7 @@ def check(recording: Recording, items: Iterable[str], progress: Callable[[str], 
             for row in _checked(model, item, list(group)):
                 rows[row.name] = row
             progress(f"{config} {item}: {time.perf_counter() - start:.1f} s")
-            if model.cfg.clip.remat:  # the full configuration: weights and compiled programs of one item at a time
+            if model.clip.remat:  # the full configuration: weights and compiled programs of one item at a time
                 model = Model(recording, config, seed)
                 jax.clear_caches()
                 gc.collect()

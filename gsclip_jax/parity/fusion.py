@@ -19,7 +19,7 @@ from gsclip_jax.parity.recording import Entry, Model, ParityError
 HIDDEN = ("points that no view sees: the released 0/0 is NaN; the data pipeline gives them their nearest seen neighbour's "
           "pixels before lifting, and lifting alone gives 0; all other points are compared with the recorded ones")  # fmt: skip
 
-_srm = jax.jit(partial(srm, normalise=False, intermediates=True))  # the recorded block does not normalise
+_srm = jax.jit(partial(srm, normalise=False))  # the recorded block does not normalise
 _lift = jax.jit(lift, static_argnames="image_size")
 
 
@@ -53,7 +53,7 @@ def _similarity(model: Model, entries: list[Entry]) -> Iterator[Found]:
     recording = model.recording
     for entry in entries:
         tokens, text = (recording.value(recording.source(entry, leaf)) for leaf in ("tokens", "text"))
-        similarity, maps = _maps(tokens, text, model.cfg.tau, model.cfg.clip.image_size)
+        similarity, maps = _maps(tokens, text, model.cfg.model.tau, model.clip.image_size)
         if entry.key in ("similarity", "map"):
             yield Found(entry, similarity if entry.key == "similarity" else maps)
 

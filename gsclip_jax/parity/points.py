@@ -29,7 +29,7 @@ _gddm = jax.jit(gddm, static_argnames="cfg")
 def features(model: Model, source: str, train: bool = False) -> tuple:
     """(points [B,N,C], shape [B,512], new statistics, named intermediates) of recorded clouds."""
     learner, stats = model.learner
-    (points, shape), after, named = _network(model.cfg.pointnet2, learner["pointnet2"], stats["pointnet2"],
+    (points, shape), after, named = _network(model.net, learner["pointnet2"], stats["pointnet2"],
                                              model.recording.value(source), train)  # fmt: skip
     return points, shape, after, named
 
@@ -60,7 +60,7 @@ def _network_arrays(model: Model, entries: list[Entry]) -> Iterator[Found]:
         elif key == "global":
             yield Found(entry, shape)
         elif train:
-            state = pointnet2_names.to_torch(model.learner[0]["pointnet2"], after, model.cfg.pointnet2)
+            state = pointnet2_names.to_torch(model.learner[0]["pointnet2"], after, model.net)
             if key.removeprefix("train_") in state:
                 yield Found(entry, state[key.removeprefix("train_")])
 
@@ -76,9 +76,9 @@ def _gddm_arrays(model: Model, entries: list[Entry]) -> Iterator[Found]:
         if source not in runs:
             points = features(model, source)[0] if chain else np.maximum(model.recording.value(source), 0)
             # all tokens at once: the defect tokens are the first of them
-            runs[source] = _gddm(params, points, cfg=replace(model.cfg.gddm, defect_tokens=model.cfg.gddm.top_k))
+            runs[source] = _gddm(params, points, cfg=replace(model.method().gddm, defect_tokens=model.cfg.model.top_k))
         tokens, scores, topk = runs[source]
         values = {"outlier_scores": scores[..., None], "scores": scores[..., None], "topk": topk, "all_tokens": tokens,
-                  "defect_token": tokens[:, : model.cfg.gddm.defect_tokens]}  # fmt: skip
+                  "defect_token": tokens[:, : model.cfg.model.defect_tokens]}  # fmt: skip
         if entry.key.removeprefix("chain_") in values:
             yield Found(entry, values[entry.key.removeprefix("chain_")])

@@ -8,7 +8,7 @@ import re
 import tokenize
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import numpy as np
 
 from gsclip_jax.convert import fusion_names, openai_names, pointnet2_names
 from gsclip_jax.convert.unpickle import DAMAGED
-from gsclip_jax.methods.gsclip.gddm import GddmConfig
-from gsclip_jax.methods.gsclip.model import GsClip, GsClipConfig, Switches
+from gsclip_jax.methods.gsclip.config import Config
+from gsclip_jax.methods.gsclip.config import Model as ModelConfig
+from gsclip_jax.methods.gsclip.fidelity import Switched, Switches
 from gsclip_jax.methods.gsclip.srm import SrmConfig
 from gsclip_jax.models.clip import ClipConfig
+from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.parity.weights import agrees, normal_input, weight
 from gsclip_jax.runtime.documents import read_json
 from gsclip_jax.runtime.keys import WeightsError
@@ -177,6 +179,12 @@ def _config_of(name: str) -> str:
     return "FULL" if re.search(r"(?i)(?<![A-Za-z])full(?![A-Za-z])", name) else "SMALL"
 
 
+def recorded_method(cfg: Config, clip: ClipConfig, net: PointNet2Config, **switches: Any) -> Switched:
+    """GS-CLIP with the switches of all recorded arrays (weighting, padding) and those given."""
+    always = {"weight_by_score": False, "dice_padding": True, "score_padding": True}
+    return Switched(Switches(**always | switches), cfg, clip, net)
+
+
 class Model:
     """The weights of one configuration and seed, made again and pushed through our converters; each group when asked for."""
 
@@ -198,10 +206,10 @@ class Model:
         return state
 
     @functools.cached_property
-    def cfg(self) -> GsClipConfig:
-        """Sizes as recorded; the switches are those of all recorded arrays (weighting, padding), others are set by array."""
+    def clip(self) -> ClipConfig:
+        """Sizes as recorded."""
         s = self.sizes
-        clip = ClipConfig(
+        return ClipConfig(
             image_size=s["vision"]["image"], patch=s["vision"]["patch"], vision_width=s["vision"]["width"],
             vision_layers=s["vision"]["layers"], vision_heads=s["vision"]["heads"], embed_dim=s["embed_dim"],
             text_width=s["text"]["width"], text_layers=s["text"]["layers"], text_heads=s["text"]["heads"],
@@ -209,48 +217,54 @@ class Model:
             # One block's activations at a time in the backward pass: the full tower's would not fit beside the weights.
             remat=s["vision"]["width"] >= 512,
         )  # fmt: skip
-        g, lora = s["gddm"], s["lora"]
-        gddm = GddmConfig(
-            text_dim=g["text_dim"], point_dim=g["point_dim"], prototypes=g["prototypes"], top_k=g["top_k"],
-            defect_tokens=g["defect_tokens"], heads=g["heads"],
-        )  # fmt: skip
-        switches = Switches(weight_by_score=False, dice_padding=True, score_padding=True)
-        return GsClipConfig(clip=clip, gddm=gddm, lora_rank=lora["rank"], lora_alpha=lora["alpha"], tau=s["temperature"],
-                            switches=switches).build()  # fmt: skip
 
-    def method(self, **switches: Any) -> GsClip:
-        """The assembled method with these switches beside those of all recorded arrays."""
-        return GsClip(replace(self.cfg, switches=replace(self.cfg.switches, **switches)))
+    @functools.cached_property
+    def net(self) -> PointNet2Config:
+        """The published sizes."""
+        return PointNet2Config()
+
+    @functools.cached_property
+    def cfg(self) -> Config:
+        """The settings as recorded."""
+        g, lora = self.sizes["gddm"], self.sizes["lora"]
+        return Config(model=ModelConfig(
+            prototypes=g["prototypes"], top_k=g["top_k"], defect_tokens=g["defect_tokens"], gddm_heads=g["heads"],
+            lora_rank=lora["rank"], lora_alpha=lora["alpha"], tau=self.sizes["temperature"],
+        ))  # fmt: skip
+
+    def method(self, **switches: Any) -> Switched:
+        """The assembled method with these switches beside those of all recorded arrays (weighting, padding)."""
+        return recorded_method(self.cfg, self.clip, self.net, **switches)
 
     # ---- groups of parameters, through the converters
 
     @functools.cached_property
     def visual(self) -> dict[str, Any]:
         """{'visual': tree}: the render stream's tower."""
-        return openai_names.vision_from_state_dict(self.state("visual."), self.cfg.clip, "visual.")[0]
+        return openai_names.vision_from_state_dict(self.state("visual."), self.clip, "visual.")[0]
 
     @functools.cached_property
     def text(self) -> dict[str, Any]:
         """{'text': tree, 'logit_scale': []} of the whole CLIP; its vision tower is let go."""
         state = self.state("visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
                            "logit_scale")  # fmt: skip
-        tree = openai_names.clip_from_state_dict(state, self.cfg.clip)
+        tree = openai_names.clip_from_state_dict(state, self.clip)
         return {name: tree[name] for name in ("text", "logit_scale")}
 
     @functools.cached_property
     def depth(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """({'visual': tree}, LoRA factors): the depth stream's tower, which has weights of its own here."""
-        return openai_names.vision_from_state_dict(self.state("visual_depth."), self.cfg.clip)
+        return openai_names.vision_from_state_dict(self.state("visual_depth."), self.clip)
 
     @functools.cached_property
     def learner(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """({prompts, gddm, pointnet2}, {pointnet2: statistics}): stage 1's modules."""
         state = self.state("ctx_", "compound_", "point_feature_", "pointnet.")
-        network, stats, _ = pointnet2_names.from_torch(state, self.cfg.pointnet2, prefix="pointnet.")
-        gddm = fusion_names.gddm_from_torch(state, self.cfg.gddm)
+        network, stats, _ = pointnet2_names.from_torch(state, self.net, prefix="pointnet.")
+        gddm = fusion_names.gddm_from_torch(state, self.method().gddm)
         prompts = openai_names.prompts_from_state_dict(state)
         return {"prompts": prompts, "gddm": gddm, "pointnet2": network}, {"pointnet2": stats}
 
     @functools.cached_property
     def srm(self) -> dict[str, Any]:
-        return fusion_names.srm_from_torch(self.state("fusion."), SrmConfig(self.cfg.clip.embed_dim))
+        return fusion_names.srm_from_torch(self.state("fusion."), SrmConfig(self.clip.embed_dim))

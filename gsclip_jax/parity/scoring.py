@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
+from gsclip_jax.methods.gsclip import rgb
 from gsclip_jax.models.lift import lift
 from gsclip_jax.parity.assembled import batch
 from gsclip_jax.parity.check import Found
@@ -50,7 +51,7 @@ def _arrays(model: Model, switches: dict, made: dict, colour: bool) -> dict[str,
             "score": scores.object,
         }
         if colour:
-            joint = method.join_rgb(method.colour_evidence(params, text, made), scores, made)
+            joint = rgb.join_rgb(rgb.colour_evidence(method, params, text, made), scores, method.smoothing.sigma)
             arrays |= {"color_map": joint["colour_map"], "color_prob": joint["colour_probability"],
                        "color_score": joint["colour"], "integrate_map": joint["joint_map"],
                        "integrate_score": joint["joint"]}  # fmt: skip

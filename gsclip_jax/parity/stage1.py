@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gsclip_jax.method import Stage
 from gsclip_jax.methods.gsclip.losses import object_logits
 from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.parity.assembled import batch, render_tokens
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.names import learner_to_torch
 from gsclip_jax.parity.recording import Entry, Model
-from gsclip_jax.training.train import make_optimiser
+from gsclip_jax.training.optim import Adam
 
 # The released names of our terms, in the order in which the Adam runs list them; then the sum, and the corrected grouping.
 TERMS = {"d2_image_loss": "view", "d3_global_loss": "object", "d2_pixel_loss": "pixel", "d3_point_loss": "point"}
@@ -54,14 +53,14 @@ def prepare(model: Model, entry: Entry) -> Run:
         frozen = {"clip": clip}
         text = mixed.text({**frozen, **trainable}, stats, made["cloud"], train=False)[0]
         given = {**made, "text": text}
-        total, (_, terms) = mixed.loss("stage1", trainable, frozen, stats, given, None)
-        own = by_object.loss("stage1", trainable, frozen, stats, given, None)[1][1]["object"]
+        total, (_, terms) = mixed.stage1_loss(trainable, frozen, stats, given, None)
+        own = by_object.stage1_loss(trainable, frozen, stats, given, None)[1][1]["object"]
         values = jnp.stack([*(terms[name] for name in TERMS.values()), total, own])
         found = mixed.compare(made["render_tokens"], text)
         return weights @ values, (values, (text, found.view_logits, found.cells))
 
     def train_losses(trainable, clip, stats, made):
-        return mixed.loss("stage1", trainable, {"clip": clip}, stats, made, None)
+        return mixed.stage1_loss(trainable, {"clip": clip}, stats, made, None)
 
     return Run(model, made, jax.jit(jax.value_and_grad(losses, has_aux=True)),
                jax.jit(jax.value_and_grad(train_losses, has_aux=True)))  # fmt: skip
@@ -70,7 +69,7 @@ def prepare(model: Model, entry: Entry) -> Run:
 def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
     run = prepare(model, entries[0])
     learner, stats = model.learner
-    network = model.cfg.pointnet2
+    network = model.net
     wanted = {match[1] for e in entries if (match := re.match(r"grad_(?:norms_)?(\w+?)(?::|$)", e.key))} & set(LOSSES)
     grads = {}
     for loss in sorted(wanted | {"total"}):
@@ -128,30 +127,36 @@ def adam_run(run: Run, entries: list[Entry], prefix: str) -> dict[str, np.ndarra
     """Losses before each step and after the last, and every parameter then, by the training loop's own optimiser."""
     about = next(e.about for e in entries if e.key == f"{prefix}losses")
     steps, (rate, *_), betas = settings(about)
-    trained = [group for group in GROUPS if not (prefix.endswith("frozen_pointnet_") and group == "pointnet2")]
-    frozen = tuple(group for group in GROUPS if group not in trained)
-    stage = Stage("stage1", dict.fromkeys(trained, rate), frozen, epochs=1, batch_size=1, betas=betas)
-    path = list(trajectory(stage, run.model.learner[0], steps, lambda params: run.losses(params, "total")[:2]))
+    without = prefix.endswith("frozen_pointnet_")
+    trained = [group for group in GROUPS if not (without and group == "pointnet2")]
+    rates, start = dict.fromkeys(trained, rate), run.model.learner[0]
+    path = list(trajectory(Adam(betas), rates, start, steps, lambda params: run.losses(params, "total")[:2]))
     losses = np.array([[values[name] for name in TERMS] for values, _ in path])
-    return {"losses": losses, **learner_to_torch(path[-1][1], run.model.cfg.pointnet2)}
+    return {"losses": losses, **learner_to_torch(path[-1][1], run.model.net)}
 
 
-def trajectory(stage: Stage, params: dict[str, Any], steps: int, losses) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """(losses, parameters they belong to) before each of `steps` steps on the same batch, and after the last."""
-    optimiser = make_optimiser(stage, steps)
+def trajectory(
+    adam: Adam, rates: Mapping[str, float], params: dict[str, Any], steps: int, losses
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(losses, parameters they belong to) before each of `steps` steps on the same batch, and after the last.
+
+    Args:
+      rates: group that trains -> learning rate.
+    """
+    optimiser = adam.build(rates, steps)
 
     @jax.jit
     def step(grads, state, trainable):
         updates, state = optimiser.update(grads, state, trainable)
         return optax.apply_updates(trainable, updates), state
 
-    state = jax.jit(optimiser.init)({group: params[group] for group in stage.train})
+    state = jax.jit(optimiser.init)({group: params[group] for group in rates})
     for number in range(steps + 1):
         values, grads = losses(params)
         yield values, params
         if number < steps:
-            trainable = {group: params[group] for group in stage.train}
-            trainable, state = step({group: grads[group] for group in stage.train}, state, trainable)
+            trainable = {group: params[group] for group in rates}
+            trainable, state = step({group: grads[group] for group in rates}, state, trainable)
             params = {**params, **trainable}
 
 

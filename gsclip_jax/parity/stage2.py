@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Stage
 from gsclip_jax.parity.assembled import batch, render_tokens, stage_text
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.names import fusion_to_torch
 from gsclip_jax.parity.recording import Entry, Model
 from gsclip_jax.parity.stage1 import settings, trajectory
+from gsclip_jax.training.optim import Adam
 
 LOSSES = ("d3_point_loss", "d2_image_loss", "cons_loss", "total", "cons_loss_feature_dim", "d3_global_loss", "d2_pixel_loss")
 RELEASED = dict(srm_tokens="cls", stage2_losses="point_view", mixed_views=True, consistency_axis=1, normalise_fused=False,
@@ -33,9 +33,9 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
     made |= {"text": stage_text(model, model.recording.source(entries[0], "in_cloudsB", "m"))}
 
     def losses(trainable, weights, frozen, made):
-        tokens = method.tokens_of_stage("stage2", {**frozen, **trainable}, made, None)
+        tokens = method.stage2_tokens({**frozen, **trainable}, made, None)
         found = method.compare(tokens, made["text"])
-        terms, every, other = (m.loss_terms("stage2", found, made) for m in (method, logged, along_features))
+        terms, every, other = (m.stage2_terms(found, made) for m in (method, logged, along_features))
         values = jnp.stack([terms["point"], terms["view"], terms["consistency"], sum(terms.values()), other["consistency"],
                             every["object"], every["pixel"]])  # fmt: skip
         return weights @ values, (values, found.view_global)
@@ -55,7 +55,7 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
         values, tree, fused = run(trainable, loss)
         grads[loss] = fusion_to_torch(tree)
     # What training differentiates must be the sum that was taken apart here.
-    whole = jax.jit(lambda params, frozen, made: method.loss("stage2", params, frozen, {}, made, None)[0])
+    whole = jax.jit(lambda params, frozen, made: method.stage2_loss(params, frozen, {}, made, None)[0])
     arrays = {"fused": fused.reshape(-1, fused.shape[-1]), **{f"loss_{name}": value for name, value in values.items()}}
     arrays["loss_total"] = whole(trainable, frozen, made)
     for entry in entries:
@@ -63,8 +63,8 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
             yield Found(entry, arrays[entry.key])
         elif entry.key == "adam_losses":
             steps, (fusion_rate, lora_rate), betas = settings(entry.about)
-            stage = Stage("stage2", {"srm": fusion_rate, "lora": lora_rate}, (), epochs=1, batch_size=1, betas=betas)
-            path = trajectory(stage, trainable, steps, lambda params: run(params, "total")[:2])
+            rates = {"srm": fusion_rate, "lora": lora_rate}
+            path = trajectory(Adam(betas), rates, trainable, steps, lambda params: run(params, "total")[:2])
             yield Found(entry, np.array([[found[name] for name in LOSSES[:3]] for found, _ in path]))
         elif (match := re.fullmatch(r"grad_(\w+):(.+)", entry.key)) and match[2] in grads.get(match[1], {}):
             yield Found(entry, grads[match[1]][match[2]])

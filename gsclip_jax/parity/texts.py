@@ -60,19 +60,19 @@ def _plain(model: Model, entries: list[Entry]) -> Iterator[Found]:
             yield Found(entry, load_tokenizer(vocabulary(recording))(json.loads(entry.about["inputs"])))
         elif entry.key == "text_features":
             ids = recording.value((recording.sources(entry) or [recording.source(entry, "tokens")])[0])
-            yield Found(entry, _encode_tokens(model.cfg.clip, model.text, ids))
+            yield Found(entry, _encode_tokens(model.clip, model.text, ids))
 
 
 def _learned(model: Model, entries: list[Entry]) -> Iterator[Found]:
     """Rows of prompts and features: all normal ones, then all abnormal ones."""
-    cfg, recording = model.cfg, model.recording
+    clip, recording = model.clip, model.recording
     learner, _ = model.learner
     clouds = {(recording.sources(entry) or [recording.source(entry, "in_cloudsA", "f")])[0] for entry in entries}
     if len(clouds) != 1:
         raise ParityError(f"{recording.folder}: item e mixes inputs {sorted(clouds)}")
     (source,) = clouds
     points, shape = features(model, source)[:2]
-    embeds, eot = _embed(cfg.clip, cfg.gddm, model.text, learner, points, shape, cfg.clip.context)
+    embeds, eot = _embed(clip, model.method().gddm, model.text, learner, points, shape, clip.context)
 
     def rows(pairs: jax.Array) -> jax.Array:
         return jnp.concatenate([pairs[:, 0], pairs[:, 1]])
@@ -88,6 +88,6 @@ def _learned(model: Model, entries: list[Entry]) -> Iterator[Found]:
             yield Found(entry, np.repeat(ids, points.shape[0], axis=0))
         elif entry.key in ("text_features", "text_features_fp16_deep"):
             deep = deep_prompts(learner["prompts"], rounded=entry.key.endswith("_fp16_deep"))
-            yield Found(entry, rows(_encode(cfg.clip, model.text, embeds, eot, deep)))
+            yield Found(entry, rows(_encode(clip, model.text, embeds, eot, deep)))
         elif entry.key == "text_features_b2d":
             yield Found(entry, stage_text(model, source))

@@ -26,7 +26,7 @@ def images(recorded: np.ndarray) -> np.ndarray:
 
 def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
     """`cls`, and `patch_l<block>`: tokens after that block (1-based), projected."""
-    cfg, item = model.cfg.clip, entries[0].item
+    cfg, item = model.clip, entries[0].item
     params, lora = model.depth if item == "c" else (model.visual, None)
     groups: dict[str, list[tuple[Entry, int | None]]] = {}
     for entry in entries:
@@ -38,6 +38,6 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
     for source, group in groups.items():
         layers = tuple(sorted({layer for _, layer in group if layer})) or (cfg.vision_layers,)
         found = _encode(cfg, params, images(model.recording.value(source)), lora=lora, vv=item == "b", layers=layers,
-                        lora_scale=model.cfg.lora_alpha / model.cfg.lora_rank)  # fmt: skip
+                        lora_scale=model.cfg.model.lora_alpha / model.cfg.model.lora_rank)  # fmt: skip
         for entry, layer in group:
             yield Found(entry, found.tokens[layers.index(layer)] if layer else found.cls)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Stage
+from gsclip_jax.method import Params, Stats
 from gsclip_jax.methods.surface.descriptor import DESCRIPTION, describe, encode_surface, init_surface
 from gsclip_jax.models.similarity import text_logits
 
@@ -16,24 +16,21 @@ SAMPLE = 2048  # points of an object that are kept, defective ones first up to h
 
 
 class SurfacePretraining:
-    """One stage: points are held against sentence pairs, sound and damaged, as patches are in the CLIP's own training.
+    """One loss: points are held against sentence pairs, sound and damaged, as patches are in the CLIP's own training.
 
     Batch: surface float16 [B,N,DESCRIPTION + 1], descriptions and in the last column 1 for defective points; text float32
     [B,2,E] normalised features of a sentence pair for each object.
     """
 
-    def __init__(self, embed_dim: int, stage: Stage, mean: np.ndarray, scale: np.ndarray):
+    def __init__(self, embed_dim: int, mean: np.ndarray, scale: np.ndarray):
         """mean, scale: of the descriptions [DESCRIPTION]; measured, not learned: the stage freezes the group "scaling"."""
-        self.name, self.embed_dim, self.stages = "surface_pretraining", embed_dim, (stage,)
+        self.embed_dim = embed_dim
         self.scaling = {"mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}
 
     def init(self, key):
         return {"surface": {"layers": init_surface(key, self.embed_dim)["layers"]}, "scaling": self.scaling}, {}
 
-    def features(self, stage, params, stats, batch):
-        return {}
-
-    def loss(self, stage, trainable, frozen, stats, batch, key):
+    def loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
         tokens = encode_surface({**trainable["surface"], **frozen["scaling"]}, batch["surface"][..., :DESCRIPTION])  # [B,N,E]
         defective = batch["surface"][..., DESCRIPTION].astype(jnp.float32)
         log_p = jax.nn.log_softmax(text_logits(tokens, batch["text"], normalised=True))
@@ -41,9 +38,6 @@ class SurfacePretraining:
         loss = -jnp.where(defective > 0, 0.5 * log_p[..., 1], log_p[..., 0]).mean()
         right = ((log_p[..., 1] > log_p[..., 0]) == (defective > 0)).mean()
         return loss, (stats, {"surface": loss, "right": right})
-
-    def predict(self, params, stats, batch):
-        raise NotImplementedError("the pretrained surface stream is scored through GS-CLIP: run stage2.py")
 
 
 _describe = jax.jit(describe)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from gsclip_jax.methods.surface.surface_variation import SurfaceVariation
+from gsclip_jax.methods.surface.surface_variation import smoothed_variation
 
 PICTURES = ("render", "depth")
 PARTS = ("", "_keep", "_mask", "_sure", "_rugged")  # of a batch, for each of the PICTURES
@@ -164,7 +164,7 @@ def rugged_views(batch: dict[str, np.ndarray]) -> np.ndarray:
 
 @jax.jit
 def _surface_variation(fields: dict) -> jax.Array:
-    return SurfaceVariation().predict({}, {}, fields).points
+    return smoothed_variation(fields)
 
 
 def rugged_patches(rugged: np.ndarray, patch: int) -> np.ndarray:

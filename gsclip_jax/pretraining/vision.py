@@ -1,8 +1,8 @@
 """Training the small embedded models from nothing: a CLIP on captioned views, and a PointNet++ start on clouds.
 
-Both are Methods, so `fit` trains them like any stage. Their batches are made in `pretrain_views.py`, what the CLIP starts as in
-`pretrain_start.py`. Views come from the pretraining categories alone, which no experiment trains or tests on. Render views go
-through the V-V path and depth views through the plain path, as GS-CLIP will use them.
+`fit` trains them like any stage (method.Stage), by the losses here. Their batches are made in `views.py`, what the CLIP starts as
+in `start.py`. Views come from the pretraining categories alone, which no experiment trains or tests on. Render views go through
+the V-V path and depth views through the plain path, as GS-CLIP will use them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Params, Stage
+from gsclip_jax.method import Params, Stats
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_tokens, init_clip, preprocess_views
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
@@ -24,9 +24,9 @@ ROUGHNESS = 3 * (2 * len(SCALES) + 2)
 
 
 class ClipPretraining:
-    """Two stages. "sight": linear heads learn which patches and which views are defective, and how rough each patch is next to
-    its surroundings, which teaches the vision tower to see. "words": image-text contrast on captions, and sound-or-damaged
-    contrasts of whole views and of patches against a pair of sentences.
+    """Two losses. `sight_loss`: linear heads learn which patches and which views are defective, and how rough each patch is next
+    to its surroundings, which teaches the vision tower to see. `words_loss`: image-text contrast on captions, and
+    sound-or-damaged contrasts of whole views and of patches against a pair of sentences.
 
     Together from the start, the noise of the untrained sentences drowns the patches' signal: nothing is learned.
 
@@ -41,9 +41,9 @@ class ClipPretraining:
     damaged int32 [2B].
     """
 
-    def __init__(self, cfg: ClipConfig, stages: tuple[Stage, ...] = (), defects: bool = True):
+    def __init__(self, cfg: ClipConfig, defects: bool = True):
         """`defects` false: from sound solids alone, by roughness and captions; nothing says what a defect is."""
-        self.name, self.cfg, self.stages, self.defects = "clip_pretraining", cfg, stages, defects
+        self.cfg, self.defects = cfg, defects
 
     def init(self, key):
         """The CLIP, and linear heads that are thrown away: they tell patches and views apart before the sentences can."""
@@ -53,10 +53,8 @@ class ClipPretraining:
         head["rough"] = {"kernel": rough, "bias": jnp.zeros(ROUGHNESS)}
         return {"clip": init_clip(key, self.cfg), "head": head}, {}
 
-    def features(self, stage, params, stats, batch):
-        return {}
-
-    def loss(self, stage, trainable, frozen, stats, batch, key):
+    def _seen(self, trainable: Params, batch):
+        """(CLIP, patch tokens [B,K,E] of both streams, global features [2B,E], the heads' loss and its terms)."""
         clip, head = clip_module(self.cfg, trainable["clip"]), trainable["head"]
         render = encode_image(clip, preprocess_views(self.cfg, batch["render"]), vv=True, keep=batch["render_keep"])
         depth = encode_image(clip, preprocess_views(self.cfg, batch["depth"]), keep=batch["depth_keep"])
@@ -64,13 +62,20 @@ class ClipPretraining:
         image = normalise(jnp.concatenate([render.cls, depth.cls]))  # [2B,E]
         total, terms = 0.0, {}
         if self.defects:
-            total, terms = self._sight(head, tokens, image, batch)
-        if stage == "sight":
-            found = [_linear(head["rough"], x) for x in tokens]
-            rough = [roughness_loss(f, batch[name], batch[name + "_rugged"], batch[name + "_keep"], self.cfg.patch)
-                     for f, name in zip(found, PICTURES, strict=True)]  # fmt: skip
-            return total + sum(rough) / 2, (stats, {**terms, "rough": sum(rough) / 2})
+            total, terms = self._told_apart(head, tokens, image, batch)
+        return clip, tokens, image, total, terms
 
+    def sight_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
+        """What the linear heads make of patches and views, and the roughness of the patches."""
+        _, tokens, _, total, terms = self._seen(trainable, batch)
+        found = [_linear(trainable["head"]["rough"], x) for x in tokens]
+        rough = [roughness_loss(f, batch[name], batch[name + "_rugged"], batch[name + "_keep"], self.cfg.patch)
+                 for f, name in zip(found, PICTURES, strict=True)]  # fmt: skip
+        return total + sum(rough) / 2, (stats, {**terms, "rough": sum(rough) / 2})
+
+    def words_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
+        """Image-text contrast on captions, and sound-or-damaged contrasts of views and patches."""
+        clip, tokens, image, total, terms = self._seen(trainable, batch)
         caption = normalise(encode_tokens(clip, batch["caption"]))  # [2B,E]
         # Equal captions are equally right answers: the target spreads over them.
         same = (batch["caption"][:, None] == batch["caption"][None]).all(-1).astype(jnp.float32)
@@ -89,7 +94,7 @@ class ClipPretraining:
         return total, (stats, terms)
 
     @staticmethod
-    def _sight(head, tokens: list[jax.Array], image: jax.Array, batch) -> tuple[jax.Array, dict]:
+    def _told_apart(head, tokens: list[jax.Array], image: jax.Array, batch) -> tuple[jax.Array, dict]:
         """What the linear heads make of patches and of whole views."""
         evidence = [_linear(head["patch"], normalise(x)) / TEMPERATURE for x in tokens]
         direct = [patch_loss(e, *given) + twin_loss(e, *given) for e, given in
@@ -97,9 +102,6 @@ class ClipPretraining:
         logits = _linear(head["view"], image) / TEMPERATURE
         whole = cross_entropy(logits, batch["damaged"], batch["view_sure"])
         return sum(direct) / 2 + 0.5 * whole, {"render": direct[0], "depth": direct[1], "whole": whole}
-
-    def predict(self, params, stats, batch):
-        raise NotImplementedError("the pretrained CLIP is scored through GS-CLIP: run stage2.py")
 
 
 def _linear(params: Params, x: jax.Array) -> jax.Array:
@@ -196,8 +198,8 @@ class PointPretraining:
     Batch: cloud float32 [B,N,3] in the unit sphere, defective int32 [B,N], category int32 [B].
     """
 
-    def __init__(self, cfg: PointNet2Config, stage: Stage, categories: int):
-        self.name, self.cfg, self.stages, self.categories = "point_pretraining", cfg, (stage,), categories
+    def __init__(self, cfg: PointNet2Config, categories: int):
+        self.cfg, self.categories = cfg, categories
 
     def init(self, key):
         first, second, third = jax.random.split(key, 3)
@@ -208,10 +210,7 @@ class PointPretraining:
         }
         return {"pointnet2": params, "head": head}, {"pointnet2": stats}
 
-    def features(self, stage, params, stats, batch):
-        return {}
-
-    def loss(self, stage, trainable, frozen, stats, batch, key):
+    def loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
         net, head = trainable["pointnet2"], trainable["head"]
         (points, shape), new = pointnet2(net, stats["pointnet2"], batch["cloud"], train=True, cfg=self.cfg)
         log_point = jax.nn.log_softmax(product("bnc,ck->bnk", points, head["point"]))
@@ -222,6 +221,3 @@ class PointPretraining:
         kind = -jnp.take_along_axis(log_object, batch["category"][:, None], 1).mean()
         right = (log_object.argmax(-1) == batch["category"]).mean()
         return point + 0.3 * kind, ({"pointnet2": new}, {"point": point, "category": kind, "category_right": right})
-
-    def predict(self, params, stats, batch):
-        raise NotImplementedError("the pretrained PointNet++ is scored through GS-CLIP: run stage2.py")

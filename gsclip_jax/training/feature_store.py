@@ -12,10 +12,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_dtypes
@@ -24,7 +23,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from data_pipelines.files import locked
 from data_pipelines.progress import Progress
-from gsclip_jax.method import Method, Params, Stats
+from gsclip_jax.method import Params, Stage, Stats
 from gsclip_jax.runtime.sharding import pad_batch, path_name, put_batch
 
 
@@ -47,20 +46,34 @@ class FeatureStore:
             yield {**batch, **{name: np.asarray(array[[row[n] for n in numbers]]) for name, (row, array) in self._arrays.items()}}
 
 
-def feature_keys(
-    method: Method, stage: str, params: Params, stats: Stats, batch: Mapping[str, Any], objects: str
-) -> dict[str, str]:
-    """For every feature of the stage, the hash of what its values follow from: {} where the method has none.
+@dataclass(frozen=True)
+class Source:
+    """What features are computed from: the stage's function, the parameters it reads, and the objects.
+
+    Fields:
+      batches: a fresh iterator over every object once, the last batch padded (`real` false).
+      count: how many objects that is.
+      content: names the objects' content.
+    """
+
+    stage: Stage
+    params: Params
+    stats: Stats
+    batches: Callable[[], Iterator[dict]]
+    count: int
+    content: str
+    mesh: jax.sharding.Mesh
+
+
+def feature_keys(source: Source) -> dict[str, str]:
+    """For every feature of the stage, the hash of what its values follow from: {} where it has none.
 
     The same on any device, mesh and batch size, and for every stage and configuration that computes the same from the same.
-
-    Args:
-      batch: one batch, of which shapes and dtypes are looked at.
-      objects: names the objects' content.
     """
+    batch = next(iter(source.batches()))
     one = {name: jax.ShapeDtypeStruct((1, *value.shape[1:]), value.dtype) for name, value in batch.items()}
-    given = (params, stats, one)
-    traced, out = jax.make_jaxpr(partial(method.features, stage), return_shape=True)(*given)
+    given = (source.params, source.stats, one)
+    traced, out = jax.make_jaxpr(source.stage.features, return_shape=True)(*given)
     leaves, keys = jax.tree_util.tree_leaves_with_path(given), {}
     for number, name in enumerate(sorted(out)):  # dictionaries are flattened in the order of their keys
         jaxpr, used = dce_jaxpr(traced.jaxpr, [i == number for i in range(len(out))])
@@ -68,7 +81,7 @@ def feature_keys(
         constants = [pair for pair in zip(jaxpr.constvars, traced.consts, strict=True) if id(pair[0]) in read]
         program = str(jaxpr.replace(constvars=[variable for variable, _ in constants]))
         # Addresses of Python objects in the printed program are no part of it.
-        found = hashlib.sha256(json.dumps([objects, name, re.sub(r"0x[0-9a-f]+", "", program)]).encode())
+        found = hashlib.sha256(json.dumps([source.content, name, re.sub(r"0x[0-9a-f]+", "", program)]).encode())
         needed = [((), constant) for _, constant in constants]
         needed += [leaf for leaf, wanted in zip(leaves, used, strict=True) if wanted]
         for path, leaf in needed:
@@ -79,63 +92,38 @@ def feature_keys(
     return keys
 
 
-def find_features(
-    method: Method,
-    stage: str,
-    params: Params,
-    stats: Stats,
-    batches: Callable[[], Iterator[dict]],
-    count: int,
-    root: str | Path,
-    objects: str,
-    *,
-    mesh: jax.sharding.Mesh,
-) -> FeatureStore | None:
+def find_features(source: Source, root: str | Path) -> FeatureStore | None:
     """The stage's features of all objects, each from root/KEY (`feature_keys`) or computed into it.
 
-    Args and result: as `store_features`; `objects` names the content of what `batches` gives.
+    Returns:
+      None where the stage has none, or where several processes share the work (each would hold a part only).
     """
     if jax.process_count() > 1:
         return None
-    keys = feature_keys(method, stage, params, stats, next(iter(batches())), objects)
+    keys = feature_keys(source)
     Path(root).mkdir(parents=True, exist_ok=True)
     for name, key in keys.items():
         with locked(Path(root) / f"{key}.lock"):  # runs of one sweep share what they have in common
-            store_features(method, stage, params, stats, batches, count, Path(root) / key, mesh=mesh, only=name)
+            store_features(source, Path(root) / key, only=name)
     return FeatureStore(*(Path(root) / key for key in keys.values())) if keys else None
 
 
-def store_features(
-    method: Method,
-    stage: str,
-    params: Params,
-    stats: Stats,
-    batches: Callable[[], Iterator[dict]],
-    count: int,
-    folder: str | Path,
-    *,
-    mesh: jax.sharding.Mesh,
-    only: str | None = None,
-) -> FeatureStore | None:
+def store_features(source: Source, folder: str | Path, *, only: str | None = None) -> FeatureStore | None:
     """Computes (or finds) the stage's features of all objects in one pass over them.
 
     Args:
-      batches: a fresh iterator over every object once, the last batch padded (`real` false).
-      count: how many objects that is.
       folder: where they live; complete or absent, as it is renamed into place.
       only: a single feature; None for all of the stage.
 
     Returns:
-      None where the method has none for the stage, or where several processes share the work (each would hold a part only).
+      None where the stage has none.
     """
-    folder = Path(folder)
+    folder, stage = Path(folder), source.stage
     if (folder / "meta.json").exists():
         return FeatureStore(folder)
-    if jax.process_count() > 1:
-        return None
 
     def encode(params, stats, batch):
-        found = method.features(stage, params, stats, batch)
+        found = stage.features(params, stats, batch)
         return found if only is None else {only: found[only]}
 
     encode = jax.jit(encode)
@@ -143,10 +131,10 @@ def store_features(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     arrays, dtypes, objects = {}, {}, []
-    progress = Progress(f"{stage}: encoding frozen parts{f' ({only})' if only else ''}", count)
-    for batch in batches():
-        batch = pad_batch(batch, mesh)
-        features = jax.device_get(encode(params, stats, put_batch(batch, mesh)))
+    progress = Progress(f"{stage.name}: encoding frozen parts{f' ({only})' if only else ''}", source.count)
+    for batch in source.batches():
+        batch = pad_batch(batch, source.mesh)
+        features = jax.device_get(encode(source.params, source.stats, put_batch(batch, source.mesh)))
         if not features:
             shutil.rmtree(unfinished)
             return None
@@ -155,7 +143,7 @@ def store_features(
                 dtypes[name] = str(value.dtype)
                 stored = np.uint16 if dtypes[name] == "bfloat16" else value.dtype
                 arrays[name] = np.lib.format.open_memmap(
-                    unfinished / f"{name}.npy", mode="w+", dtype=stored, shape=(count, *value.shape[1:])
+                    unfinished / f"{name}.npy", mode="w+", dtype=stored, shape=(source.count, *value.shape[1:])
                 )
             rows = value[batch["real"]]
             arrays[name][len(objects) : len(objects) + len(rows)] = rows.view(arrays[name].dtype)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 
 from data_pipelines.progress import Progress
-from gsclip_jax.method import Method, Params, Stage, Stats
+from gsclip_jax.method import Params, Stage, Stats
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import path_name, place, put_batch, replicated, specs
 from gsclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from gsclip_jax.training.optim import Adam
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "trainable", "opt_state", "stats"], meta_fields=[])
@@ -54,53 +54,16 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
 
 
 def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
-    """Adam with one learning rate a group (the authors' Adam(0.5, 0.999), no schedule, unless the stage says otherwise)."""
-
-    def over_steps(rate: float):
-        if not stage.cosine:
-            return rate
-        return optax.warmup_cosine_decay_schedule(0.0, rate, max(stage.warmup_steps, 1), max(steps, stage.warmup_steps + 2))
-
-    def adam(rate: float) -> optax.GradientTransformation:
-        rate, (b1, b2) = over_steps(rate), stage.betas
-        if stage.muon:
-            return optax.contrib.muon(
-                over_steps(stage.muon), weight_decay=stage.weight_decay, consistent_rms=0.2, adam_b1=b1, adam_b2=b2,
-                adam_learning_rate=rate, muon_weight_dimension_numbers=_block_matrices,
-            )  # fmt: skip
-        if stage.weight_decay:
-            return optax.adamw(rate, b1=b1, b2=b2, weight_decay=stage.weight_decay, mask=_matrices)
-        return optax.adam(rate, b1=b1, b2=b2)
-
-    grouped = optax.partition({group: adam(rate) for group, rate in stage.train.items()}, {g: g for g in stage.train})
-    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), grouped) if stage.clip_norm else grouped
+    """The stage's optimiser over so many steps; the authors' Adam where it names none."""
+    return (stage.optimiser or Adam()).build(stage.train, steps)
 
 
-# Which axes of a block's kernels (clip_blocks; the first counts the layers) a matrix product sums over, and which it makes.
-_AXES = {"qkv_kernel": ((1,), (3, 4)), "out_kernel": ((1, 2), (3,)), "fc_kernel": ((1,), (2,)), "proj_kernel": ((1,), (2,))}
-
-
-def _block_matrices(params: Any) -> Any:
-    """MuonDimensionNumbers of the transformer blocks' kernels, None for everything else."""
-
-    def axes(path, _):
-        *above, last = (part.key for part in path)
-        return optax.contrib.MuonDimensionNumbers(*_AXES[last]) if "blocks" in above and last in _AXES else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
-
-
-def make_step(method: Method, stage: Stage, optimiser: optax.GradientTransformation) -> Callable:
+def make_step(stage: Stage, optimiser: optax.GradientTransformation) -> Callable:
     """step(state, frozen, batch, key) -> (state, metrics), compiled once; `state` is donated."""
 
     def step(state: State, frozen: Params, batch: dict[str, jax.Array], key: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        loss_of = partial(method.loss, stage.name)
-        grad_of = jax.value_and_grad(loss_of, argnums=0, has_aux=True)
+        grad_of = jax.value_and_grad(stage.loss, argnums=0, has_aux=True)
         (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -110,27 +73,32 @@ def make_step(method: Method, stage: Stage, optimiser: optax.GradientTransformat
     return jax.jit(step, donate_argnums=0)
 
 
+@dataclass(frozen=True)
+class FitConfig:
+    """Where and how a stage runs; of it, only the seed changes what is learned.
+
+    Fields:
+      workdir: checkpoints lie in workdir/checkpoints.
+      save_every_s: a checkpoint at most this often, and one at the end.
+      log_every: steps between two logged ones.
+    """
+
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    seed: int
+    save_every_s: float = 60.0
+    log_every: int = 10
+
+
 def fit(
-    method: Method,
-    stage: Stage,
-    params: Params,
-    stats: Stats,
-    batches: Callable[[int], Iterator[dict]],
-    steps_per_epoch: int,
-    workdir: str | Path,
-    *,
-    mesh: jax.sharding.Mesh,
-    seed: int,
+    stage: Stage, params: Params, stats: Stats, batches: Callable[[int], Iterator[dict]], steps_per_epoch: int, run: FitConfig,
     writer: MetricWriter | None = None,
-    save_every_s: float = 60.0,
-    log_every: int = 10,
-) -> tuple[Params, Stats]:
-    """Trains one stage, continuing from the newest checkpoint under `workdir`/checkpoints.
+) -> tuple[Params, Stats]:  # fmt: skip
+    """Trains one stage, continuing from the newest checkpoint.
 
     Args:
       batches: first step -> endless iterator of host batches from that step on.
       steps_per_epoch: the stage runs `stage.epochs` times as many steps.
-      save_every_s: a checkpoint at most this often, and one at the end.
 
     Returns:
       All parameters (trained and frozen) and the statistics, on the mesh.
@@ -143,34 +111,29 @@ def fit(
     steps = stage.epochs * steps_per_epoch
     optimiser = make_optimiser(stage, steps)
     trainable, frozen = partition(params, stage)
-    trainable = place(trainable, mesh)
-    frozen = jax.device_put(frozen, specs(frozen, mesh))  # nothing of it is donated: what lies there already is not copied
-    stats = jax.device_put(stats, replicated(mesh))
+    trainable = place(trainable, run.mesh)
+    frozen = jax.device_put(frozen, specs(frozen, run.mesh))  # nothing of it is donated: what lies there already is not copied
+    stats = jax.device_put(stats, replicated(run.mesh))
     opt_state = jax.jit(optimiser.init)(trainable)
-    state = State(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), trainable, opt_state, stats)
-    state = place(state, mesh)
+    state = State(jax.device_put(jnp.zeros((), jnp.int32), replicated(run.mesh)), trainable, opt_state, stats)
+    state = place(state, run.mesh)
 
-    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
+    with Checkpoints(Path(run.workdir) / "checkpoints") as checkpoints:
         state, first = restore(checkpoints, state, stage.name)
         if first < steps:
             if writer:
                 writer.rewind(stage.name, first)
-            step, key = make_step(method, stage, optimiser), jax.random.key(seed)
-            watch = Watch(stage.name, first, writer, Progress(stage.name, steps), log_every, steps)
-            state = _loop(step, state, frozen, batches(first), key, first, steps, mesh, checkpoints, watch, save_every_s)
-    return {**frozen, **state.trainable}, state.stats
-
-
-def _loop(step, state, frozen, batches, key, first, steps, mesh, checkpoints, watch, save_every_s):
-    saved = time.monotonic()
-    for number in range(first + 1, steps + 1):
-        state, metrics = step(state, frozen, put_batch(next(batches), mesh), key)
-        watch.add(number, metrics)
-        if time.monotonic() - saved > save_every_s and number < steps:
-            watch.save(checkpoints, number, state)
+            step, key, coming = make_step(stage, optimiser), jax.random.key(run.seed), batches(first)
+            watch = Watch(stage.name, first, writer, Progress(stage.name, steps), run.log_every, steps)
             saved = time.monotonic()
-    watch.save(checkpoints, steps, state)
-    return state
+            for number in range(first + 1, steps + 1):
+                state, metrics = step(state, frozen, put_batch(next(coming), run.mesh), key)
+                watch.add(number, metrics)
+                if time.monotonic() - saved > run.save_every_s and number < steps:
+                    watch.save(checkpoints, number, state)
+                    saved = time.monotonic()
+            watch.save(checkpoints, steps, state)
+    return {**frozen, **state.trainable}, state.stats
 
 
 class Watch:

@@ -64,23 +64,23 @@ def test_prepares_checks_and_shows(made):
 
 def test_a_run_of_the_experiments_finds_them(made, root, monkeypatch):
     out, _ = made
-    from experiments import build
+    from experiments import data
     from experiments import run as experiment
 
     same_values = [f"--config.data.{word[2:].replace('-', '_')}" for word in SMALL if not word.startswith("--workers")]
     config, _ = experiment.parse(["--config", "stage2.py:real3d", f"--config.data.root={root}", f"--config.cache={out}",
                                   "--config.data.train_category=egg", *same_values])
     monkeypatch.setattr(records, "_make", lambda *a: pytest.fail("prepared again"))
-    assert build.load_records(config).dir == only(out)
+    assert data.load_records(config).dir == only(out)
 
 
 @pytest.mark.parametrize("name", ["mvtec3d", "eyecandies", "real3d", "anomaly_shapenet"])
 def test_published_recipes_are_those_of_the_presets(name):
     from data_pipelines.records.objects import recipe_of
-    from experiments import build
+    from experiments import data
     from experiments.configs.common import preset
 
-    theirs = build.data_config(preset(name))
+    theirs = data.data_config(preset(name))
     ours = recipes.data_config(name, "", {})
     assert recipe_of(theirs).json() == recipe_of(ours).json() and theirs["reader"] == ours["reader"]
 

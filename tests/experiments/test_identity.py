@@ -14,7 +14,7 @@ from experiments.configs import common, pretrain, protocol
 from experiments.export import main as export
 from experiments.run import parse
 from gsclip_jax.runtime.sharding import make_mesh, pad_batch
-from gsclip_jax.training.feature_store import feature_keys
+from gsclip_jax.training.feature_store import Source, feature_keys
 from tests import tiny
 from tests.experiments.test_run import SMALL, refuse
 
@@ -35,7 +35,8 @@ def test_features_are_keyed_by_what_they_are_computed_from():
     params, stats = tiny.params(gsclip)
 
     def keys(method=gsclip, params=params, stats=stats, stage="stage2", count=4, objects="a"):
-        return feature_keys(method, stage, params, stats, tiny.batch(count), objects)
+        row = next(row for row in method.stages if row.name == stage)
+        return feature_keys(Source(row, params, stats, lambda: iter([tiny.batch(count)]), count, objects, None))
 
     first = keys()
     assert set(first) == {"render_tokens", "text"} and keys(stage="stage1") == {"render_tokens": first["render_tokens"]}
@@ -44,8 +45,7 @@ def test_features_are_keyed_by_what_they_are_computed_from():
     for changed in (keys(params={**params, "gddm": jax.tree.map(lambda x: x + 1e-3, params["gddm"])}),
                     keys(stats=jax.tree.map(lambda x: x + 1e-3, stats))):  # fmt: skip
         assert changed["text"] != first["text"] and changed["render_tokens"] == first["render_tokens"]
-    other = tiny.method()
-    other.cfg = dataclasses.replace(other.cfg, clip=dataclasses.replace(other.cfg.clip, vv_blocks=2))
+    other = tiny.method(clip=dataclasses.replace(tiny.CLIP, vv_blocks=2))
     assert keys(other)["render_tokens"] != first["render_tokens"] and keys(other)["text"] == first["text"]
     assert not set(keys(objects="b").values()) & set(first.values())
 

@@ -15,6 +15,7 @@ from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.convert.load import load_clip
 from gsclip_jax.method import Stage
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
+from gsclip_jax.models.clip_blocks import block_matrices
 from gsclip_jax.pretraining.start import OFFSETS, look_around, whitening
 from gsclip_jax.pretraining.views import (
     DOUBT,
@@ -27,7 +28,8 @@ from gsclip_jax.pretraining.views import (
     visible_change,
 )
 from gsclip_jax.pretraining.vision import ROUGHNESS, ClipPretraining, patch_loss, roughness, twin_loss
-from gsclip_jax.training.train import fit, make_optimiser
+from gsclip_jax.training.optim import Muon
+from gsclip_jax.training.train import FitConfig, fit
 
 NAMES = ("gear", "bowl")
 CFG = ClipConfig(
@@ -170,14 +172,15 @@ def test_whitening_evens_out_the_variance_of_patches():
 
 @pytest.mark.parametrize(("stage", "text_learns"), [("sight", False), ("words", True)])
 def test_who_learns(stage, text_learns):
-    method = ClipPretraining(CFG, (Stage(stage, {"clip": 1e-3, "head": 1e-3}, (), 1, 4),))
+    method = ClipPretraining(CFG)
+    loss = getattr(method, f"{stage}_loss")
     params, stats = method.init(jax.random.key(0))
     params["head"] = jax.tree.map(lambda x: x + 0.1, params["head"])
     params["head"]["patch"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 2))
     params["head"]["view"]["kernel"] = jax.random.normal(jax.random.key(2), (16, 2))
     batch = next(batches())
     params["head"]["rough"]["kernel"] = jax.random.normal(jax.random.key(3), (16, ROUGHNESS))
-    grad = jax.jit(jax.grad(lambda p: method.loss(stage, p, {}, stats, batch, jax.random.key(0))[0]))(params)
+    grad = jax.jit(jax.grad(lambda p: loss(p, {}, stats, batch, jax.random.key(0))[0]))(params)
     largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
     assert largest(grad["clip"]["visual"]["blocks"]) > 0 and largest(grad["head"]) > 0
     assert (largest(grad["clip"]["text"]) > 0) == text_learns
@@ -190,9 +193,10 @@ def test_sound_solids_alone_say_nothing_of_defects(stage):
     views["twin"] = np.arange(2)
     batch = next(view_batches(views, Captioner(make_tokenizer(NAMES)), batch_size=4, patch=CFG.patch, keep=9, seed=3, pairs=2))
     assert not batch["damaged"].any() and not batch["render_mask"].any()
-    method = ClipPretraining(CFG, (Stage(stage, {"clip": 1e-3, "head": 1e-3}, (), 1, 4),), defects=False)
+    method = ClipPretraining(CFG, defects=False)
+    own = getattr(method, f"{stage}_loss")
     params, stats = method.init(jax.random.key(0))
-    loss = jax.jit(jax.value_and_grad(lambda p, b: method.loss(stage, p, {}, stats, b, jax.random.key(0)), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(lambda p, b: own(p, {}, stats, b, jax.random.key(0)), has_aux=True))
     (value, (_, terms)), grad = loss(params, batch)
     assert set(terms) == {"rough" if stage == "sight" else "contrast"}
     largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
@@ -202,12 +206,12 @@ def test_sound_solids_alone_say_nothing_of_defects(stage):
 
 
 def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
-    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, betas=(0.9, 0.98), muon=5e-3)
-    params, _ = ClipPretraining(CFG, (stage,)).init(jax.random.key(0))
+    muon = Muon(betas=(0.9, 0.98), rate=5e-3, matrices=block_matrices)
+    params, _ = ClipPretraining(CFG).init(jax.random.key(0))
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
     steps = {}
     # Everything else takes Adam with Nesterov's momentum, as optax has it beside Muon.
-    for name, optimiser in (("muon", make_optimiser(stage, 10)), ("adam", optax.nadam(1e-3, 0.9, 0.98))):
+    for name, optimiser in (("muon", muon.build({"clip": 1e-3, "head": 1e-3}, 10)), ("adam", optax.nadam(1e-3, 0.9, 0.98))):
         steps[name] = optimiser.update(grads, optimiser.init(params), params)[0]
     moved = 0
     for (path, muon), adam in zip(
@@ -232,8 +236,9 @@ def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
 
 
 def test_an_interrupted_pretraining_continues(one_device, tmp_path):
-    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, cosine=True, warmup_steps=1, muon=5e-3, clip_norm=1.0)
-    method = ClipPretraining(CFG, (stage,))
+    method = ClipPretraining(CFG)
+    muon = Muon(cosine=True, warmup_steps=1, clip_norm=1.0, rate=5e-3, matrices=block_matrices)
+    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, loss=method.sight_loss, optimiser=muon)
     start = lambda: method.init(jax.random.key(0))  # noqa: E731
 
     def train(folder, stop=None):
@@ -243,7 +248,7 @@ def test_an_interrupted_pretraining_continues(one_device, tmp_path):
                     raise KeyboardInterrupt
                 yield batch
 
-        return fit(method, stage, *start(), feed, 4, folder, mesh=one_device, seed=0, save_every_s=0)[0]
+        return fit(stage, *start(), feed, 4, FitConfig(folder, one_device, 0, save_every_s=0))[0]
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

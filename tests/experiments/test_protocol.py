@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import build, protocol
+from experiments import build, data, protocol
 from experiments.run import parse
 from gsclip_jax.evaluation.score import METRICS
 
@@ -36,10 +36,10 @@ def test_a_target_brings_its_own_recipe_but_the_size_trained_at():
         "--config", "stage2.py:mvtec3d", "--config.target.name=eyecandies", "--config.target.root=/there",
         "--config.data.points=1024", "--config.target.categories=Confetto",
     ])  # fmt: skip
-    data = build.target(config).data
-    assert (data.name, data.root, data.cameras) == ("eyecandies", "/there", "eyecandies")
-    assert data.points == 1024 and data.train_category == ""
-    assert build.test_categories(config, None) == ["Confetto"]
+    found = data.target(config).data
+    assert (found.name, found.root, found.cameras) == ("eyecandies", "/there", "eyecandies")
+    assert found.points == 1024 and found.train_category == ""
+    assert data.test_categories(config, None) == ["Confetto"]
     config.target.name = "eyecandy"
     with pytest.raises(build.ConfigError, match="did you mean 'eyecandies'"):
-        build.target(config)
+        data.target(config)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.solids import synthetic
-from experiments import build, predict, run
+from experiments import build, data, predict, run
 from experiments.export import EMBEDDED, load_model
 from experiments.run import parse
 
@@ -170,11 +170,14 @@ def test_a_model_of_an_earlier_version_says_so(finished, tmp_path, capsys):
     about = json.loads(path.read_text())
     del about["config"]["model"]["surface_share"]  # models had none and were scored without
     path.write_text(json.dumps(about))
-    assert load_model(path.parent)[0].cfg.surface_share == 0
-    del about["config"]["model"]["render_share"]
+    assert not hasattr(load_model(path.parent)[0], "share")
+    del about["config"]["model"]["render_share"]  # an absent key takes its default
+    path.write_text(json.dumps(about))
+    assert load_model(path.parent)[0].cfg.model.render_share == 0.9
+    del about["config"]["data"]["zoom"]
     path.write_text(json.dumps(about))
     assert predict.main(["x.pcd", "--workdir", str(tmp_path / "old"), "--out", str(tmp_path / "o")]) == 1
-    assert "has no model.render_share; train it again" in capsys.readouterr().err
+    assert "has no data.zoom; train it again" in capsys.readouterr().err
 
 
 def test_the_embedded_model_loads():
@@ -191,16 +194,16 @@ def test_predict_without_a_trained_model_says_so(tmp_path, capsys):
 def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
     more = ["held_out=dent,bend", "train_defective=8", "defective=6"]
     config, _ = parse(["--config", "stage2.py", *SMALL, *(f"--config.data.synthetic.{change}" for change in more)])
-    root, order = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    root, order = data.write_synthetic(config, tmp_path, 2, lambda line: None)
     kinds = {name: {path.stem[4:] for path in (Path(root) / name / "test").glob("*.pcd")} for name in order}
     assert kinds == {"bottle": {"good", "bulge", "hole", "crack", "break"}, "vase": {"good", *synthetic.ALL_DEFECTS}}
     config.data.synthetic.set = "pretrain"  # a pretraining shows no category what it holds out
     config.data.train_category, config.data.categories = "", ("soap",)
-    root, _ = build._write_synthetic(config, tmp_path, 2, lambda line: None)
+    root, _ = data.write_synthetic(config, tmp_path, 2, lambda line: None)
     assert not {path.stem[4:] for path in (Path(root) / "soap" / "test").glob("*.pcd")} & {"dent", "bend"}
     config.data.synthetic.held_out = ("dint",)
     with pytest.raises(build.ConfigError, match="choose some of bulge"):
-        build._write_synthetic(config, tmp_path, 2, lambda line: None)
+        data.write_synthetic(config, tmp_path, 2, lambda line: None)
 
 def test_the_protocol_to_the_table(finished, tmp_path, capsys):
     """Beside the run above: the same records, programs and, for the one auxiliary category, the same figures."""

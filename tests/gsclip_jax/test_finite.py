@@ -12,21 +12,19 @@ from gsclip_jax.method import Stage
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import place, replicated
 from gsclip_jax.training.checkpoint import CheckpointError, Checkpoints
-from gsclip_jax.training.train import State, fit, make_optimiser
+from gsclip_jax.training.train import FitConfig, State, fit, make_optimiser
 
-STAGE = Stage("fitting", {"line": 1e-2}, (), epochs=1, batch_size=2)
 STEPS, LOGGED = 8, 4
 
 
-class Line:
+def line_loss(trainable, frozen, stats, batch, key):
     """w x near 1, and a running mean of x in its statistics: compiles in no time."""
+    loss = jnp.square(batch["x"] @ trainable["line"]["w"] - 1).mean() + batch["poison"].mean()
+    mean = 0.9 * stats["mean"] + 0.1 * batch["x"].mean() + batch["poison_stats"].mean()
+    return loss, ({"mean": mean}, {"square": loss})
 
-    name, stages = "line", (STAGE,)
 
-    def loss(self, stage, trainable, frozen, stats, batch, key):
-        loss = jnp.square(batch["x"] @ trainable["line"]["w"] - 1).mean() + batch["poison"].mean()
-        mean = 0.9 * stats["mean"] + 0.1 * batch["x"].mean() + batch["poison_stats"].mean()
-        return loss, ({"mean": mean}, {"square": loss})
+STAGE = Stage("fitting", {"line": 1e-2}, (), epochs=1, batch_size=2, loss=line_loss)
 
 
 def batches(poison=None, stats=None, value=np.nan):
@@ -56,7 +54,8 @@ def start():
 
 
 def train(mesh, folder, endless, **options):
-    return fit(Line(), STAGE, *start(), endless, STEPS, folder, mesh=mesh, seed=0, log_every=LOGGED, **options)
+    writer = options.pop("writer", None)
+    return fit(STAGE, *start(), endless, STEPS, FitConfig(folder, mesh, 0, log_every=LOGGED, **options), writer)
 
 
 def saved(folder) -> dict[int, State]:

@@ -15,12 +15,11 @@ import jax, jax.numpy as jnp, numpy as np
 from gsclip_jax.clip import ClipConfig, init_clip
 from gsclip_jax.gsclip import GsClip, GsClipConfig
 from gsclip_jax.train import partition
-from experiments.build import stages
 from experiments.configs import stage2
 
 config = stage2.get_config("real3d")
 cfg = ClipConfig(remat=True, dtype="float32")
-method = GsClip(GsClipConfig(clip=cfg), stages(config))
+method = GsClip(read_config(METHODS["gsclip"].config, config), cfg, PointNet2Config())
 params, stats = jax.jit(method.init)(jax.random.key(0))
 params["clip"] = init_clip(jax.random.key(1), cfg)
 rng, size, points, views = np.random.default_rng(0), 336, 336 * 336, 9
@@ -41,9 +40,9 @@ trainable, frozen = partition(params, stage)
 if "lora" in trainable:  # the zero start of the second factor stops the first one's gradient
     trainable["lora"] = jax.tree.map(lambda x: x + 1e-3, trainable["lora"])
 # As a run does it: what the stage leaves as it is, is computed once an object and stored.
-batch |= jax.device_get(jax.jit(method.features, static_argnums=0)(stage.name, params, stats, batch))
+batch |= jax.device_get(jax.jit(stage.features)(params, stats, batch))
 def loss(trainable):
-    return method.loss(stage.name, trainable, frozen, stats, batch, jax.random.key(2))[0]
+    return stage.loss(trainable, frozen, stats, batch, jax.random.key(2))[0]
 began = time.monotonic()
 value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
 largest = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batch import check
-from gsclip_jax.methods.gsclip.model import RELEASED, Switches
+from gsclip_jax.methods.gsclip import RELEASED, Switches
 from gsclip_jax.models.clip import preprocess_views
 from gsclip_jax.training.train import partition
 from tests import tiny
@@ -22,7 +22,7 @@ def gradients(gsclip, stage, batch, seed=0):
         trainable["lora"] = jax.tree.map(lambda x: x + 0.01, trainable["lora"])
 
     def loss(trainable):
-        return gsclip.loss(stage.name, trainable, frozen, stats, batch, jax.random.key(1))[0]
+        return stage.loss(trainable, frozen, stats, batch, jax.random.key(1))[0]
 
     return jax.jit(jax.value_and_grad(loss))(trainable)
 
@@ -74,7 +74,7 @@ def pieces(batch):
 
     @jax.jit
     def run(params, stats, batch):
-        depth = gsclip.depth_tokens(params, preprocess_views(gsclip.cfg.clip, batch["depth"]))
+        depth = gsclip.depth_tokens(params, preprocess_views(gsclip.clip, batch["depth"]))
         texts = [gsclip.text(params, stats, batch["cloud"], train=train)[0] for train in (False, True)]
         return gsclip.render_tokens(params, batch), depth, *texts
 
@@ -91,7 +91,7 @@ def test_each_switch_of_the_released_code_changes_the_stage2_loss(batch, pieces,
     for switches in (Switches(), dataclasses.replace(Switches(), **switch)):
         gsclip = tiny.method(switches)
         found = gsclip.compare(gsclip.fused_tokens(params, render, depth), text)
-        losses.append(float(sum(gsclip.loss_terms("stage2", found, batch).values())))
+        losses.append(float(sum(gsclip.stage2_terms(found, batch).values())))
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
@@ -163,8 +163,8 @@ def test_stored_features_give_the_loss_that_the_views_give(batch):
     gsclip = tiny.method()
     params, stats = tiny.params(gsclip)
     trainable, frozen = partition(params, gsclip.stages[1])
-    loss = jax.jit(lambda batch: gsclip.loss("stage2", trainable, frozen, stats, batch, jax.random.key(3))[0])
-    features = jax.jit(lambda batch: gsclip.features("stage2", params, stats, batch))(batch)
+    loss = jax.jit(lambda batch: gsclip.stage2_loss(trainable, frozen, stats, batch, jax.random.key(3))[0])
+    features = jax.jit(lambda batch: gsclip.stage2_features(params, stats, batch))(batch)
     assert set(features) == {"render_tokens", "text"}
     np.testing.assert_allclose(loss(batch), loss({**batch, **features}), rtol=1e-5)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gsclip_jax.models.lift import lift, read_pixels, smooth_grid, smooth_neighbours, upsample
+from gsclip_jax.models.lift import lift, read_pixels, upsample
+from gsclip_jax.models.smoothing import smooth_grid, smooth_neighbours
 from tests.recorded import Recorded
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
 from gsclip_jax.evaluation import metrics
-from gsclip_jax.models.lift import smooth_grid
+from gsclip_jax.models.smoothing import smooth_grid
 from tests.recorded import Recorded
 
 

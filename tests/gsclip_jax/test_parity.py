@@ -247,7 +247,7 @@ def test_the_full_configuration_as_recorded(shared_reference, tmp_path):
     for name in ("params_full.json", "weights_check.json"):
         shutil.copyfile(shared_reference / name, tmp_path / name)
     model = Model(Recording(tmp_path), "FULL", 2)
-    assert (model.cfg.clip.vv_blocks, model.cfg.clip.grid, model.cfg.clip.remat) == (19, 24, True)
+    assert (model.clip.vv_blocks, model.clip.grid, model.clip.remat) == (19, 24, True)
     learner, stats = model.learner  # checked against the fingerprints recorded for seed 2
     assert learner["prompts"]["deep"].shape == (8, 4, 768) and learner["gddm"]["attn"]["qkv_kernel"].shape == (768, 3, 4, 192)
     assert stats["pointnet2"]["head"]["0"]["var"].shape == (128,)

@@ -1,7 +1,5 @@
 """The baseline without learning: its text, its scores, and how it is built."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from experiments.build import ConfigError, build_model
 from experiments.configs import common
 from gsclip_jax.convert.load import MINI
-from gsclip_jax.methods.plain_clip import DAMAGED, SOUND, TEMPLATES, PlainClip, ensemble
+from gsclip_jax.methods.plain_clip import DAMAGED, SOUND, TEMPLATES, Config, PlainClip, ensemble
 from gsclip_jax.models.clip import clip_module, encode_tokens
 from gsclip_jax.models.tokenizer import load_tokenizer
 from tests import tiny
@@ -31,7 +29,7 @@ def test_scores_are_those_of_the_render_stream_with_the_mean_sentence():
     rng = np.random.default_rng(0)
     sentences = rng.integers(4, 16, (2, 3, 6)).astype(np.int32)
     sentences[..., 0], sentences[..., -1] = tiny.CLIP.sos, tiny.CLIP.eos
-    plain = PlainClip(dataclasses.replace(gsclip.cfg, streams="both"), sentences)
+    plain = PlainClip(Config(), tiny.CLIP, sentences)
     batch = tiny.batch(2)
     scores = jax.jit(plain.predict)({"clip": params["clip"]}, {}, batch)
 

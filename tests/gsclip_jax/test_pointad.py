@@ -9,10 +9,9 @@ import pytest
 
 from experiments.build import build_model
 from experiments.configs import common
-from gsclip_jax.method import Stage
-from gsclip_jax.methods.pointad import PointAd
+from gsclip_jax.methods.pointad import Config, Model, PointAd, Stage1
 from gsclip_jax.models.clip import clip_module, embed_tokens, encode_tokens
-from gsclip_jax.training.train import fit
+from gsclip_jax.training.train import FitConfig, fit
 from tests import tiny
 
 WORDS = ([5, 6], [7, 5, 6])
@@ -20,8 +19,8 @@ WORDS = ([5, 6], [7, 5, 6])
 
 @pytest.fixture(scope="module")
 def made():
-    stage = Stage("stage1", {"prompts": 2e-2}, ("clip",), epochs=1, batch_size=4)
-    method = PointAd(tiny.method().cfg, stage, WORDS)
+    cfg = Config(Model(n_ctx=4, deep_depth=2, n_deep=2), Stage1(epochs=1, learning_rate=2e-2))
+    method = PointAd(cfg, tiny.CLIP, WORDS)
     params, stats = method.init(jax.random.key(3))
     return method, {**params, "clip": tiny.params(tiny.method())[0]["clip"]}, stats
 
@@ -33,7 +32,8 @@ def test_contexts_that_are_words_make_the_sentence(made):
     context = jnp.asarray([8, 9, 10, 11])
     embedded = embed_tokens(clip, context)
     prompts = {"ctx_normal": embedded, "ctx_abnormal": embedded, "deep": params["prompts"]["deep"][:0]}
-    text, _, _ = method.text({**params, "prompts": prompts}, stats, jnp.zeros((2, 32, 3)), train=False)
+    text = method.text({**params, "prompts": prompts})
+    text = jnp.concatenate([text, method.evidence({**params, "prompts": prompts}, stats, tiny.batch(2))[1][1:]])
     for row, word in enumerate(WORDS):
         ids = np.array([[tiny.CLIP.sos, *context, *word, tiny.CLIP.dot, tiny.CLIP.eos]])
         want = np.asarray(encode_tokens(clip, jnp.asarray(ids)))[0]
@@ -57,13 +57,13 @@ def test_only_its_prompts_train_and_the_loss_falls(made, tmp_path):
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1],
                          axis_types=(jax.sharding.AxisType.Auto,) * 2)  # fmt: skip
     batch = tiny.batch(4)
-    value = lambda p: float(method.loss("stage1", p, {}, stats, batch, None)[0])  # noqa: E731
+    value = lambda p: float(method.loss(p, {}, stats, batch, None)[0])  # noqa: E731
 
     def feed(first):
         while True:
             yield batch
 
-    trained, _ = fit(method, method.stages[0], params, stats, feed, 25, tmp_path, mesh=mesh, seed=0)
+    trained, _ = fit(method.stages[0], params, stats, feed, 25, FitConfig(tmp_path, mesh, 0))
     assert value(trained) < value(params) - 0.01
     jax.tree.map(np.testing.assert_array_equal, trained["clip"], params["clip"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained["prompts"], dict(params["prompts"]))

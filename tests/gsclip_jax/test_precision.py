@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 from jax.lax import Precision
 
-from gsclip_jax.method import Stage
-from gsclip_jax.methods.gsclip.model import GsClip
+from gsclip_jax.methods.gsclip import GsClip
 from gsclip_jax.methods.gsclip.prompts import shape_prompt
 from gsclip_jax.methods.gsclip.sentences import start_from_sentences
 from gsclip_jax.methods.gsclip.srm import SrmConfig, init_srm, srm
+from gsclip_jax.methods.surface import with_surface
 from gsclip_jax.methods.surface.descriptor import describe, encode_surface, init_surface
 from gsclip_jax.models.clip import clip_module, encode_text
-from gsclip_jax.models.lift import lift, smooth_grid, upsample
+from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.lora import lora_delta, merge_lora
 from gsclip_jax.models.pointnet2 import pointnet2
 from gsclip_jax.models.similarity import text_logits
+from gsclip_jax.models.smoothing import smooth_grid
 from gsclip_jax.pretraining.vision import PointPretraining
 from gsclip_jax.runtime.sharding import place, put_batch
 from gsclip_jax.training.train import partition
@@ -65,8 +66,7 @@ def with_gradients(function):
 
 
 def method(dtype: str = "float32", **changes) -> GsClip:
-    plain = tiny.method(**changes)
-    return GsClip(dataclasses.replace(plain.cfg, clip=dataclasses.replace(plain.cfg.clip, dtype=dtype)), plain.stages)
+    return tiny.method(clip=dataclasses.replace(tiny.CLIP, dtype=dtype), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def made():
 
 def lora_gradients(gsclip, params, stats, batch, key=None):
     trainable, frozen = partition(params, tiny.STAGE2)
-    loss = lambda trainable, frozen, batch: gsclip.loss("stage2", trainable, frozen, stats, batch, key)[0]  # noqa: E731
+    loss = lambda trainable, frozen, batch: gsclip.stage2_loss(trainable, frozen, stats, batch, key)[0]  # noqa: E731
     return jit(jax.grad(loss))(trainable, frozen, batch)
 
 
@@ -105,12 +105,12 @@ def test_the_walk_sees_what_is_not_named():
 
 def test_modules_name_their_products(made):
     params, stats, batch = made
-    cfg, key = tiny.method().cfg, jax.random.key(0)
+    net_cfg, key = tiny.NET, jax.random.key(0)
     tokens = jax.random.normal(key, (2, 5, 16))
     assert_exact(with_gradients(partial(srm, normalise=True)), init_srm(key, SrmConfig(16)), tokens, tokens)
     assert_exact(with_gradients(text_logits), tokens, tokens[:, :2])
-    assert_exact(with_gradients(shape_prompt), params["prompts"], jax.random.normal(key, (2, cfg.pointnet2.shape_dim)))
-    net = partial(pointnet2, train=True, cfg=cfg.pointnet2)
+    assert_exact(with_gradients(shape_prompt), params["prompts"], jax.random.normal(key, (2, net_cfg.shape_dim)))
+    net = partial(pointnet2, train=True, cfg=net_cfg)
     assert_exact(with_gradients(lambda net_params: net(net_params, stats["pointnet2"], batch["cloud"])[0]), params["pointnet2"])
     assert_exact(merge_lora, params["clip"]["visual"]["blocks"], params["lora"])
     assert_exact(with_gradients(lambda maps: upsample(maps, 32)), jnp.ones((2, 4, 4, 2)))
@@ -123,16 +123,17 @@ def test_modules_name_their_products(made):
 def test_training_names_every_product(made, stage, dtype):
     params, stats, batch = made
     gsclip = method(dtype)
-    trainable, frozen = partition(params, next(s for s in gsclip.stages if s.name == stage))
-    loss = lambda trainable: gsclip.loss(stage, trainable, frozen, stats, batch, jax.random.key(0))[0]  # noqa: E731
+    row = next(s for s in gsclip.stages if s.name == stage)
+    trainable, frozen = partition(params, row)
+    loss = lambda trainable: row.loss(trainable, frozen, stats, batch, jax.random.key(0))[0]  # noqa: E731
     assert_exact(jax.grad(loss), trainable)
-    assert not unnamed(lambda params: gsclip.features(stage, params, stats, batch), params)[1]
+    assert not unnamed(lambda params: row.features(params, stats, batch), params)[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prediction_names_every_product(made, dtype):
     params, stats, batch = made
-    gsclip = method(dtype, surface_share=0.5)
+    gsclip = with_surface(method(dtype), 0.5)
     params = {**params, "surface": init_surface(jax.random.key(1), 16)}
     assert_exact(gsclip.predict, params, stats, batch)
     colour = {**batch, "rgb": jnp.zeros((4, 32, 32, 3), jnp.uint8)}
@@ -142,12 +143,12 @@ def test_prediction_names_every_product(made, dtype):
 
 def test_pretraining_names_every_product(made):
     _, _, batch = made
-    points = PointPretraining(tiny.NET, Stage("points", {"pointnet2": 1e-3, "head": 1e-3}, (), 1, 1), categories=3)
+    points = PointPretraining(tiny.NET, categories=3)
     params, stats = points.init(jax.random.key(0))
     params["head"] = {"point": jnp.ones((tiny.NET.head, 2)), "object": jnp.ones((tiny.NET.shape_dim, 3))}
     defective, category = jnp.zeros(batch["cloud"].shape[:2], jnp.int32), jnp.zeros(4, jnp.int32)
     given = {"cloud": batch["cloud"], "defective": defective, "category": category}
-    assert_exact(jax.grad(lambda params: points.loss("points", params, {}, stats, given, None)[0]), params)
+    assert_exact(jax.grad(lambda params: points.loss(params, {}, stats, given, None)[0]), params)
 
 
 # ---- bfloat16 towers round nothing that is learned
@@ -159,7 +160,7 @@ def test_the_text_is_the_same_whatever_the_vision_tower_computes_in(made):
              ("float32", "bfloat16")]  # fmt: skip
     np.testing.assert_array_equal(*texts)
     assert texts[1].dtype == jnp.float32
-    started = [start_from_sentences(params, clip_module(method(dtype).cfg.clip, params["clip"]), [5, 6, 7, 8], [5, 6, 9, 10])
+    started = [start_from_sentences(params, clip_module(method(dtype).clip, params["clip"]), [5, 6, 7, 8], [5, 6, 9, 10])
                for dtype in ("float32", "bfloat16")]  # fmt: skip
     np.testing.assert_array_equal(*(x["prompts"]["deep"] for x in started))
     assert started[1]["prompts"]["deep"].dtype == jnp.float32
@@ -168,8 +169,7 @@ def test_the_text_is_the_same_whatever_the_vision_tower_computes_in(made):
 def test_deep_prompts_enter_the_text_tower_as_they_are(made):
     """A change far below bfloat16's resolution (2^-9) moves the text as much as it should."""
     params, _, _ = made
-    cfg = method("bfloat16").cfg
-    clip = clip_module(cfg.clip, params["clip"])
+    clip = clip_module(method("bfloat16").clip, params["clip"])
     shapes = (2, 10, 16), (1, 2, 16), (1, 2, 16)
     embeds, deep, aside = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(shapes))
     encode = lambda deep: encode_text(clip, embeds, jnp.array(9), deep)  # noqa: E731
@@ -214,7 +214,7 @@ def test_gradients_of_a_bfloat16_run_are_float32(made):
             assert shown_by_bfloat16(found[group]) < 0.05
             assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found[group]))
     trainable, frozen = partition(params, tiny.STAGE1)
-    loss = lambda trainable: gsclip.loss("stage1", trainable, frozen, stats, batch, None)[0]  # noqa: E731
+    loss = lambda trainable: gsclip.stage1_loss(trainable, frozen, stats, batch, None)[0]  # noqa: E731
     assert shown_by_bfloat16(jit(jax.grad(loss))(trainable)) < 0.05
 
 
@@ -222,9 +222,9 @@ def test_stored_tokens_are_what_the_tower_gives_now(made):
     """bfloat16 features are stored as the tower made them; a step from the store equals one without it."""
     params, stats, batch = made
     gsclip = method("bfloat16")
-    stored = jit(lambda params: gsclip.features("stage2", params, stats, batch))(params)["render_tokens"]
+    stored = jit(lambda params: gsclip.stage2_features(params, stats, batch))(params)["render_tokens"]
     assert stored.dtype == jnp.bfloat16
-    tokens = jit(lambda params, batch: gsclip.tokens_of_stage("stage1", params, batch))
+    tokens = jit(lambda params, batch: gsclip.render_tokens(params, batch))
     live, read = tokens(params, batch), tokens(params, {**batch, "render_tokens": stored})
     np.testing.assert_array_equal(read, live)
     assert live.dtype == jnp.float32

@@ -16,7 +16,7 @@ from experiments.run import load_config
 from gsclip_jax.convert.load import MINI, load_clip, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
-from gsclip_jax.methods.gsclip.model import Predictions
+from gsclip_jax.methods.surface import fusion
 from gsclip_jax.methods.surface.descriptor import (
     AROUND,
     DESCRIPTION,
@@ -31,11 +31,12 @@ from gsclip_jax.methods.surface.descriptor import (
     principal,
 )
 from gsclip_jax.methods.surface.symmetry import residuals
+from gsclip_jax.models.views import Evidence
 from gsclip_jax.pretraining.surface import SAMPLE, SurfacePretraining, surface_batches, surface_sample
 from gsclip_jax.runtime.keys import WeightsError
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh
-from gsclip_jax.training.train import fit
+from gsclip_jax.training.train import FitConfig, fit
 from tests import tiny
 from tests.scans import ellipsoid
 
@@ -136,14 +137,14 @@ def test_a_bump_stands_out():
 
 def with_surface():
     """(batch, share) -> scores with that share of the surface stream; the evidence is compiled once for a shape."""
-    gsclip = tiny.method(surface_share=0.5)
+    gsclip = tiny.method()
     params, stats = tiny.params(gsclip)
     params["surface"] = init_surface(jax.random.key(5), tiny.CLIP.embed_dim, (8, 8))
-    evidence = jax.jit(gsclip.evidence)
+    evidence = jax.jit(fusion.with_surface(gsclip, 0.5).evidence)
 
     def score(batch, share):
         found, _ = evidence(params, stats, batch)
-        return tiny.method(surface_share=share).score(found if share else found._replace(surface_logits=None), batch)
+        return fusion.with_surface(gsclip, share).score(found if share else found.views, batch)
 
     return score
 
@@ -164,13 +165,15 @@ def test_it_joins_the_points_of_unorganised_scans_alone():
 
 
 def test_points_that_the_surface_holds_against_the_damaged_sentence_score_highest():
-    gsclip, batch = tiny.method(surface_share=1.0), tiny.batch(1, points=128)
+    gsclip, batch = fusion.with_surface(tiny.method(), 1.0), tiny.batch(1, points=128)
     hot = batch["neighbours"][0, 5]  # a point and those around it
     logits = np.zeros((1, 128, 2), np.float32)
     logits[0, hot, 1] = 6
     views, side = batch["render"].shape[1], tiny.CLIP.grid
     cells = jnp.full((1, views, side, side, 2), 0.5)
-    undecided = Predictions(jnp.zeros((1, views, 2)), cells, jnp.zeros((1, views, 4)), jnp.asarray(logits))
+    undecided = fusion.SurfaceEvidence(
+        Evidence(jnp.zeros((1, views, 2)), cells, jnp.zeros((1, views, 4))), jnp.asarray(logits)
+    )
     scores = jax.jit(gsclip.score)(undecided, batch)
     assert scores.points[0].argmax() in hot and scores.points[0, 5] > 0.9 and np.median(scores.points) == 0.5
     np.testing.assert_allclose(scores.object, scores.points.max(-1), atol=1e-6)
@@ -199,12 +202,12 @@ def test_training_tells_marked_points_from_others(tmp_path):
     pair = np.random.default_rng(0).normal(size=(1, 2, 16)).astype(np.float32)
     text = np.repeat(pair / np.linalg.norm(pair, axis=-1, keepdims=True), 2, 0)
     flat = sample[..., :-1].reshape(-1, DESCRIPTION).astype(np.float32)
-    row = Stage("surface", {"surface": 3e-3}, ("scaling",), 1, 4)
-    method = SurfacePretraining(16, row, flat.mean(0), flat.std(0) + 1e-3)
+    method = SurfacePretraining(16, flat.mean(0), flat.std(0) + 1e-3)
+    row = Stage("surface", {"surface": 3e-3}, ("scaling",), 1, 4, loss=method.loss)
     params, stats = method.init(jax.random.key(0))
     batches = lambda first: surface_batches(sample, text, batch_size=4, points=128, seed=0, first=first)  # noqa: E731
-    trained, _ = fit(method, row, params, stats, batches, 60, tmp_path, mesh=make_mesh(), seed=0,
-                     writer=MetricWriter(tmp_path / "m.jsonl"))  # fmt: skip
+    run = FitConfig(tmp_path, make_mesh(), 0)
+    trained, _ = fit(row, params, stats, batches, 60, run, MetricWriter(tmp_path / "m.jsonl"))
     np.testing.assert_array_equal(trained["scaling"]["mean"], flat.mean(0))
     new = objects([2])
     tokens = encode_surface({**trained["surface"], **trained["scaling"]}, described(new["xyz"], new["neighbours"], new["valid"]))
@@ -222,8 +225,8 @@ def test_pretraining_makes_one_that_loads_with_its_clip(tmp_path):
     assert text.shape == (5, 2, cfg.embed_dim) and np.abs(np.linalg.norm(text, axis=-1) - 1).max() < 1e-5
     assert (np.einsum("se,se->s", text[:, 0], text[:, 1]) < 0.95).all()  # sound and damaged differ
     sample = np.random.default_rng(0).normal(size=(3, SAMPLE, DESCRIPTION + 1)).astype(np.float16)
-    shared = {"mesh": make_mesh(), "seed": 0, "writer": MetricWriter(tmp_path / "m.jsonl")}
-    made = pretrain._surface(config, sample, text, tmp_path / "run", shared)
+    run, writer = FitConfig(tmp_path / "run", make_mesh(), 0), MetricWriter(tmp_path / "m.jsonl")
+    made = pretrain._surface(config, sample, text, lambda *given: fit(*given, run, writer))
     save_params(tmp_path / "out", {"clip": clip, "surface": made}, config={"kind": "mini", "clip": cfg.to_json()})
     found, _ = load_surface(tmp_path / "out", cfg.embed_dim)
     jax.tree.map(np.testing.assert_array_equal, found, made)
@@ -236,11 +239,11 @@ def test_the_embedded_clip_has_one_and_others_say_so(tmp_path):
     assert encode_surface(found, jnp.zeros((3, DESCRIPTION))).shape == (3, 96) and len(sha256) == 64
     config = common.embedded()
     method, params, _, weights = build_model(config)
-    assert method.cfg.surface_share > 0 and "surface" in params and weights["surface"] == sha256
+    assert method.share > 0 and "surface" in params and weights["surface"] == sha256
     assert all("surface" in stage.frozen for stage in method.stages)
     config.variant = "released"  # the authors' code has none
     method, params, _, _ = build_model(config)
-    assert method.cfg.surface_share == 0 and "surface" not in params and "surface" not in method.stages[0].frozen
+    assert not hasattr(method, "share") and "surface" not in params and "surface" not in method.stages[0].frozen
     config.variant, config.method = "paper", "pointad"
     assert "surface" not in build_model(config)[1]
     assert common.paper("real3d").model.surface_share == 0

@@ -1,5 +1,6 @@
 """The loop: claims of groups, one compilation, resuming, devices, failures."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,8 +12,8 @@ from gsclip_jax.method import Stage
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh, place, put_batch, specs
 from gsclip_jax.training.checkpoint import CheckpointError, Checkpoints
-from gsclip_jax.training.feature_store import store_features
-from gsclip_jax.training.train import State, fit, make_optimiser, make_step, partition
+from gsclip_jax.training.feature_store import Source, store_features
+from gsclip_jax.training.train import FitConfig, State, fit, make_optimiser, make_step, partition
 from tests import tiny
 
 
@@ -22,9 +23,9 @@ def one_device():
 
 
 def train(stage, mesh, workdir, seed=0, batches=tiny.batches, steps=2, **options):
-    gsclip = tiny.method()
-    params, stats = tiny.params(gsclip)
-    return fit(gsclip, stage, params, stats, batches, steps, workdir, mesh=mesh, seed=seed, **options)
+    params, stats = tiny.params(tiny.method())
+    writer = options.pop("writer", None)
+    return fit(stage, params, stats, batches, steps, FitConfig(workdir, mesh, seed, **options), writer)
 
 
 def same(a, b, **tolerance):
@@ -34,15 +35,15 @@ def same(a, b, **tolerance):
 
 def test_every_group_must_be_claimed_once():
     params = {"a": 1, "b": 2, "c": 3}
-    stage = Stage("s", {"a": 1e-3, "x": 1e-3}, ("b", "b"), 1, 1)
+    stage = Stage("s", {"a": 1e-3, "x": 1e-3}, ("b", "b"), 1, 1, loss=None)
     with pytest.raises(ValueError, match=r"unclaimed \['c'\].*absent \['x'\].*twice \['b'\]"):
         partition(params, stage)
-    trainable, frozen = partition(params, Stage("s", {"a": 1e-3}, ("b", "c"), 1, 1))
+    trainable, frozen = partition(params, Stage("s", {"a": 1e-3}, ("b", "c"), 1, 1, loss=None))
     assert trainable == {"a": 1} and frozen == {"b": 2, "c": 3}
 
 
 def test_learning_rates_are_per_group():
-    stage = Stage("s", {"fast": 1e-1, "slow": 1e-3}, (), 1, 1)
+    stage = Stage("s", {"fast": 1e-1, "slow": 1e-3}, (), 1, 1, loss=None)
     params = {"fast": {"w": jnp.ones(3)}, "slow": {"w": jnp.ones(3)}}
     optimiser = make_optimiser(stage, 10)
     updates, _ = optimiser.update(jax.tree.map(jnp.ones_like, params), optimiser.init(params), params)
@@ -68,17 +69,15 @@ def test_the_step_compiles_once_over_steps(one_device):
     gsclip = tiny.method()
     traced = []
 
-    class Counting(type(gsclip)):
-        def loss(self, *args):
-            traced.append(1)
-            return super().loss(*args)
+    def counted(*args):
+        traced.append(1)
+        return gsclip.stages[1].loss(*args)
 
-    counting = Counting(gsclip.cfg, gsclip.stages)
     params, stats = tiny.params(gsclip)
     trainable, frozen = (place(part, one_device) for part in partition(params, tiny.STAGE2))
     optimiser = make_optimiser(tiny.STAGE2, 10)
     state = place(State(jnp.zeros((), jnp.int32), trainable, optimiser.init(trainable), stats), one_device)
-    step = make_step(counting, tiny.STAGE2, optimiser)
+    step = make_step(dataclasses.replace(tiny.STAGE2, loss=counted), optimiser)
     for number in range(4):
         state, _ = step(state, frozen, put_batch(tiny.batch(seed=number), one_device), jax.random.key(0))
     assert len(traced) == 1 and int(state.step) == 4
@@ -149,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(one_device, tmp_path):
     params, stats = tiny.params(gsclip)
     params["srm"]["out"]["bias"] = params["srm"]["out"]["bias"] * np.nan
     with pytest.raises(FloatingPointError, match="stage2 step 1.*not finite"):
-        fit(gsclip, tiny.STAGE2, params, stats, tiny.batches, 2, tmp_path, mesh=one_device, seed=0, log_every=1)
+        fit(tiny.STAGE2, params, stats, tiny.batches, 2, FitConfig(tmp_path, one_device, 0, log_every=1))
     assert Checkpoints(tmp_path / "checkpoints").latest_step() is None
 
 
@@ -178,11 +177,11 @@ def test_features_are_stored_once_and_joined_by_object(one_device, tmp_path):
             rows["real"] = np.arange(start, start + 4) < 6
             yield rows
 
-    first = store_features(gsclip, "stage2", params, stats, everything, 6, tmp_path / "f", mesh=one_device)
-    again = store_features(gsclip, "stage2", params, stats, everything, 6, tmp_path / "f", mesh=one_device)
+    source = Source(gsclip.stages[1], params, stats, everything, 6, "objects", one_device)
+    first, again = store_features(source, tmp_path / "f"), store_features(source, tmp_path / "f")
     assert len(calls) == 1
     wanted = tiny.batch(4, seed=0)
-    live = gsclip.features("stage2", params, stats, wanted)
+    live = gsclip.stages[1].features(params, stats, wanted)
     picked = {**wanted, "object_index": np.array([2, 0], np.int32)}
     for store in (first, again):
         joined = next(store.join([picked]))

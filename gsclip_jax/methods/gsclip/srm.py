@@ -41,7 +41,7 @@ def init_srm(key: jax.Array, cfg: SrmConfig = DEFAULT) -> dict:
 
 
 def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, normalise: bool = True,
-        intermediates: bool = False) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Fused tokens: what each stream says about every token of the other, joined by one linear layer.
 
     S = f1(R) f2(D)^T; E_D = softmax_rows(S) D; E_R = softmax_rows(S^T) R; fused = Linear([E_D, E_R]); no 1/sqrt(E).
@@ -51,8 +51,7 @@ def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, norma
       params: see `init_srm`.
       render, depth: [...,T,E], CLS first, of equal shape.
       normalise: L2-normalise every token first; False where they already are (or are not meant to be).
-      intermediates: also return {enhanced_render = E_D, enhanced_depth = E_R, affinity = S [...,T,T]}.
-    Returns: fused [...,T,E] float32, NOT normalised.
+    Returns: fused [...,T,E] float32, NOT normalised; {enhanced_render = E_D, enhanced_depth = E_R, affinity = S [...,T,T]}.
     Raises: ValueError where the two shapes differ.
     """
     if render.shape != depth.shape:
@@ -70,6 +69,4 @@ def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, norma
     from_depth = jnp.einsum("...ts,...se->...te", jax.nn.softmax(affinity, axis=-1), depth, precision=EXACT)
     from_render = jnp.einsum("...ts,...te->...se", jax.nn.softmax(affinity, axis=-2), render, precision=EXACT)
     fused = linear("out", jnp.concatenate([from_depth, from_render], axis=-1))
-    if not intermediates:
-        return fused
     return fused, {"enhanced_render": from_depth, "enhanced_depth": from_render, "affinity": affinity}

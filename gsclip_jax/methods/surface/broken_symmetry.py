@@ -1,7 +1,7 @@
-"""A yardstick that learns nothing: what the body's own symmetries map elsewhere than onto its surface.
+"""A training-free baseline: what the body's own symmetries map elsewhere than onto its surface.
 
 The least that its nearest symmetries leave at a point (symmetry.py). GS-CLIP's surface stream has it among its numbers: what
-beats this yardstick is learned, what does not is geometry.
+beats this baseline is learned, what does not is geometry.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from gsclip_jax.method import Arrays
+from gsclip_jax.methods.surface.baseline import TrainingFree, covariances, unit_trace
 from gsclip_jax.methods.surface.descriptor import principal
 from gsclip_jax.methods.surface.symmetry import residuals
-from gsclip_jax.methods.surface.training_free import Yardstick, covariances, unit_trace
 
 
-class BrokenSymmetry(Yardstick):
+class BrokenSymmetry(TrainingFree):
     name = "broken_symmetry"
 
     def values(self, batch: Arrays) -> jax.Array:
