@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_pipelines.command import command, guarded
 from data_pipelines.datasets import RECIPES, data_config
 from data_pipelines.datasets.listing import printable
 from data_pipelines.records.store import prepare
@@ -219,6 +220,4 @@ def _show(folder: Path, report: Report, say: Callable[[str], None]) -> None:
 
 
 if __name__ == "__main__":
-    from data_pipelines.command import command, guarded
-
     sys.exit(command(main))

@@ -13,10 +13,10 @@ from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import content_hash
 from gsclip_jax.method import Method, Params, Stats
 from gsclip_jax.methods import METHODS, Entry, Parts, read_config
-from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.models.clip import ClipConfig, init_clip
 from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.models.tokenizer import Tokenizer, load_tokenizer
+from gsclip_jax.parts import ConfigError
 
 
 def entry(config: ConfigDict) -> Entry:

@@ -22,8 +22,8 @@ from experiments import build, data, identity, scans
 from experiments.export import is_trained
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
-from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
+from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.sharding import make_mesh
 from gsclip_jax.training.train import partition
 

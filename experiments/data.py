@@ -18,7 +18,7 @@ from data_pipelines.scan import did_you_mean
 from data_pipelines.solids import synthetic
 from experiments.configs.common import embedded
 from gsclip_jax.methods import METHODS
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 
 
 def data_config(config: ConfigDict) -> dict:

@@ -19,7 +19,7 @@ from experiments.build import build_model
 from experiments.configs.common import embedded
 from gsclip_jax.convert.store import is_stored, load_params, save_params
 from gsclip_jax.method import Method, Params, Stats
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 
 EMBEDDED = Path(__file__).parents[1] / "gsclip_jax" / "assets" / "demo"
 

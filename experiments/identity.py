@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.files import write_json
 from gsclip_jax.convert.store import is_stored
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 
 TRAINING = "training"  # changes the trained parameters
 EVALUATION = "evaluation"  # changes scores of a trained model

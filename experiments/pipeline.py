@@ -36,7 +36,7 @@ from experiments.identity import claim_workdir, settings, shown
 from experiments.scans import has_records, plan_records, training_key, without_training
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.method import Method, Params, Stage, Stats
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh, place, replicated
 from gsclip_jax.training.feature_store import Source, find_features

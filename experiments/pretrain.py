@@ -20,12 +20,12 @@ from experiments.data import load_records
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
-from gsclip_jax.methods.parts import ConfigError
 from gsclip_jax.methods.surface.descriptor import DESCRIPTION
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
 from gsclip_jax.models.clip_blocks import block_matrices
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.pointnet2 import PointNet2Config
+from gsclip_jax.parts import ConfigError
 from gsclip_jax.pretraining.start import look_around, whitening
 from gsclip_jax.pretraining.surface import SurfacePretraining, surface_batches, surface_sample
 from gsclip_jax.pretraining.views import cloud_batches, rugged_views, twins, view_batches

@@ -11,7 +11,7 @@ from data_pipelines.files import write_json
 from experiments.identity import settings
 from experiments.pipeline import say, table
 from gsclip_jax.evaluation import score as evaluate
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 
 
 def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Path], dict]) -> dict:

@@ -64,7 +64,7 @@ def parse(arguments: list[str]):
       ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
     """
     from data_pipelines.scan import did_you_mean
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
 
     name, workdir, changes = None, None, []
@@ -109,7 +109,7 @@ def trained_config(name: str, config, workdir: Path):
       ConfigError: trained with another preset than the one named.
     """
     from experiments.identity import held
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     there = held(workdir)
     if there is None or there.get("task") == "pretrain":
@@ -144,7 +144,7 @@ def find_config(path: str) -> Path:
       ConfigError: no such file.
     """
     from data_pipelines.scan import did_you_mean
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
 
     file = Path(path) if Path(path).is_file() else CONFIGS / path
@@ -162,7 +162,7 @@ def load_config(name: str):
     Raises:
       ConfigError: no such file or preset.
     """
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     path, _, preset = name.partition(":")
     file = find_config(path)
@@ -193,7 +193,7 @@ def set_key(config, key: str, value: str) -> None:
     """
     from data_pipelines.scan import did_you_mean
     from experiments.configs.common import set_method
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
 
     if key == "method":
@@ -360,7 +360,7 @@ def comparisons(config) -> dict:
     """
     from data_pipelines.scan import did_you_mean
     from experiments.configs.common import with_method
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random

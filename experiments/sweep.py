@@ -65,7 +65,7 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
       ConfigError: no such file, preset or key, a file without rows, two seeds alike.
     """
     from experiments.run import load_config, set_keys
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     base, module = load_config(name), _module(name)
     if not hasattr(module, "rows"):
@@ -119,7 +119,7 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """
     from data_pipelines.scan import did_you_mean
     from experiments.configs.common import set_method
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     if "method" in values:
         set_method(config, values["method"])
@@ -177,7 +177,7 @@ def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
     Raises:
       ConfigError: the check itself failed.
     """
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     done = subprocess.run([*command, "--check", where], capture_output=True, text=True)
     if done.returncode:
@@ -244,7 +244,7 @@ def submit(rows: list[Row], command: list[str], options: dict[str, Any], folder:
     Raises:
       ConfigError: submitit is not installed, or does not know an option.
     """
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     try:
         import submitit
@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str], own_process: bool) -> int:
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
                                      allow_abbrev=False)  # fmt: skip
@@ -347,7 +347,7 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _options(text: str) -> dict[str, Any]:
-    from gsclip_jax.methods.parts import ConfigError
+    from gsclip_jax.parts import ConfigError
 
     found: dict[str, Any] = {}
     for word in filter(None, text.split(",")):

@@ -67,7 +67,7 @@ class Stage:
 
 
 class Method(Protocol):
-    """A zero-shot anomaly detector. `methods.Untrained` has these members for methods that learn nothing."""
+    """A zero-shot anomaly detector. `Untrained` has these members for methods that learn nothing."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -86,3 +86,21 @@ class Method(Protocol):
 
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         """Scores of a batch, in inference mode."""
+
+
+class Untrained:
+    """A Method without stages; `predict` is left to the subclass."""
+
+    stages: tuple[Stage, ...] = ()
+    loads: tuple[str, ...] = ()
+    scores_only: tuple[str, ...] = ()
+    begins_with: Mapping[str, Any] = {}
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        return {}, {}
+
+    def start(self, params: Params) -> Params:
+        return params
+
+    def for_inference(self) -> Untrained:
+        return self

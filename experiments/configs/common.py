@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import AUXILIARY, recipe
 from data_pipelines.scan import did_you_mean
 from gsclip_jax.methods import METHODS
-from gsclip_jax.methods.parts import ConfigError
+from gsclip_jax.parts import ConfigError
 
 PRESETS = ("", *AUXILIARY)
 SENTENCES = (
@@ -116,7 +116,8 @@ def set_method(config: ConfigDict, method: str) -> None:
     before, wanted = sections(config.method), sections(method)
     with config.unlocked(), config.ignore_type():
         for name in [name for name, value in before.items() if isinstance(value, ConfigDict)]:
-            kept = config.pop(name, {})
+            kept = dict(config.get(name, {}).items())
+            del config[name]
             if isinstance(wanted.get(name), ConfigDict):
                 wanted[name].update({key: value for key, value in kept.items() if key in wanted[name]})
         config.method = method

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gsclip_jax.method import Method
 from gsclip_jax.methods import gsclip, plain_clip, pointad, surface
-from gsclip_jax.methods.parts import Parts
+from gsclip_jax.parts import Parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Arrays, Params, Scores, Stats
-from gsclip_jax.methods.parts import Parts
-from gsclip_jax.methods.untrained import Untrained
+from gsclip_jax.method import Arrays, Params, Scores, Stats, Untrained
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.smoothing import Smoothing
 from gsclip_jax.models.tokenizer import Tokenizer
+from gsclip_jax.parts import Parts
 
 SOUND = ("{}", "flawless {}", "perfect {}", "undamaged {}", "{} without flaw", "{} without defect", "{} without damage")
 DAMAGED = (

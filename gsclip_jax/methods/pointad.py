@@ -11,17 +11,16 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
+from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats, Untrained
 from gsclip_jax.methods.gsclip import losses
 from gsclip_jax.methods.gsclip.prompts import PromptConfig, deep_prompts, init_prompts, prompts, special_embeddings
-from gsclip_jax.methods.parts import Parts
-from gsclip_jax.methods.untrained import Untrained
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, embed_tokens, encode_text
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.smoothing import Smoothing
 from gsclip_jax.models.views import Evidence
+from gsclip_jax.parts import Parts
 
 WORDS = ("object", "damaged object")
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from gsclip_jax.evaluation import metrics
 from gsclip_jax.methods.gsclip.losses import cross_entropy, dice, focal
-from gsclip_jax.methods.gsclip.model import object_score
 from gsclip_jax.models.smoothing import smooth_grid
+from gsclip_jax.models.views import object_score
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model
 

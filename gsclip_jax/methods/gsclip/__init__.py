@@ -11,8 +11,8 @@ from gsclip_jax.method import Method
 from gsclip_jax.methods.gsclip.config import Config
 from gsclip_jax.methods.gsclip.fidelity import RELEASED, Switched, Switches
 from gsclip_jax.methods.gsclip.model import GsClip
-from gsclip_jax.methods.parts import ConfigError, Parts
 from gsclip_jax.methods.surface.fusion import with_surface
+from gsclip_jax.parts import ConfigError, Parts
 
 VARIANTS = {"paper": Switches(), "released": RELEASED}
 CHOICES = {"srm_tokens": ("all", "cls"), "stage2_losses": ("all", "point_view")}  # of the switches that are words

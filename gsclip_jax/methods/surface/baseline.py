@@ -5,8 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stats
-from gsclip_jax.methods.untrained import Untrained
+from gsclip_jax.method import Arrays, Params, Scores, Stats, Untrained
 from gsclip_jax.models.precision import EXACT
 from gsclip_jax.models.smoothing import smooth_neighbours
 
