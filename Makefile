@@ -1,8 +1,8 @@
-# make venv | demo | test | test-slow | lint | lock. The README's two commands are `make demo` and `make test`.
+# make venv | demo | test | test-slow | lint | docs | lock. The README's two commands are `make demo` and `make test`.
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: venv demo test test-slow lint lock oracles clean
+.PHONY: venv demo test test-slow lint docs lock oracles clean
 
 venv: .venv/.done
 
@@ -31,9 +31,13 @@ oracles: venv
 lint: venv
 	$(PY) -m ruff check .
 
+# A warning is an error (with --quiet it would be none). The variable silences a note on the next mkdocs.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lock:
-	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --python-version 3.11 requirements.txt requirements-test.txt -o requirements.lock
+	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --python-version 3.11 requirements.txt requirements-test.txt requirements-docs.txt -o requirements.lock
 	sed -i '1i \# Exact versions this project was tested with (make lock rewrites it). Python 3.11 to 3.13.' requirements.lock
 
 clean:
-	rm -rf runs/demo cache
+	rm -rf runs/demo cache site
