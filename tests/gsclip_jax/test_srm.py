@@ -11,7 +11,7 @@ from gsclip_jax.methods.gsclip.srm import SrmConfig
 from gsclip_jax.runtime.keys import WeightsError
 from tests.recorded import Recorded
 
-srm = jax.jit(module.srm, static_argnames=("normalise", "intermediates"))
+srm = jax.jit(module.srm, static_argnames=("normalise",))
 
 
 def fused_of(*args, **options):
