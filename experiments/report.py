@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-
 import numpy as np
 
 from data_pipelines.files import write_atomic
 from data_pipelines.input import eval_batches
-from experiments import pictures
+from experiments import pages, pictures
 from experiments.data import index_rows
 from experiments.pipeline import columns
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
-
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}tr.mean td{font-weight:600;border-top:2px solid #888}tr.other td{color:#666}
-.pictures td:first-child{max-width:14em;padding-left:0}.pictures td,.pictures th{text-align:left;border:0}
-.pictures td,.pictures th{padding:.1em .2em}.pictures img{width:13em;display:block}
-td:first-child{overflow-wrap:anywhere;min-width:8em}
-img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em}small{color:#666}"""
 
 
 def choose(rows: list[dict], count: int) -> list[dict]:
@@ -102,50 +91,15 @@ def _html(run, results: dict, compared: dict[str, dict], drawn) -> str:
     tables = [*results["categories"].values(), results["mean"], *(other["mean"] for other in compared.values())]
     names = [(key, title) for key, title in columns(results["mean"], released=True)
              if any(values.get(key) is not None for values in tables)]  # fmt: skip
-    rows = []
-
-    def add(label: str, values: dict, kind: str = "") -> None:
-        cells = "".join(f"<td>{'–' if values.get(k) is None else f'{100 * values[k]:.1f}'}</td>" for k, _ in names)
-        rows.append(f"<tr class='{kind}'><td>{_text(label)}</td>{cells}</tr>")
-
-    for category, values in results["categories"].items():
-        add(f"{category} ({values['n_good']} good, {values['n_defective']} defective)", values)
-    add("mean", results["mean"], "mean")
-    for name, other in compared.items():
-        add(f"{name.replace('_', ' ')}, mean", other["mean"], "other")
-    head = "".join(f"<th>{_text(title)}</th>" for _, title in names)
-    seconds = ", ".join(f"{phase} {value:.0f} s" for phase, value in results["seconds"].items())
-    made = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    other = "" if results["trained_on"] == results["dataset"] else f", tested on <b>{_text(results['dataset'])}</b>"
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(run.workdir)}</title>
-<style>{STYLE}</style><h1>Zero-shot 3D anomaly detection</h1>
-<p>Trained on <b>{_text(results["train_category"])}</b> of <b>{_text(results["trained_on"])}</b> alone{other}
-(variant {_text(results["variant"])}, seed {results["seed"]}); every category below was never seen in training.
-Per cent; P-PRO is exact, up to false-positive rate 0.3.</p>
-<table><tr><th>category</th>{head}</tr>{"".join(rows)}</table>
-{_figures(drawn)}<p><small>{_text(seconds)}<br>{_text(made)}</small></p></html>
-"""
+    rows = [(f"{category} ({values['n_good']} good, {values['n_defective']} defective)", values, "")
+            for category, values in results["categories"].items()]  # fmt: skip
+    rows.append(("mean", results["mean"], "mean"))
+    rows += [(f"{name.replace('_', ' ')}, mean", other["mean"], "other") for name, other in compared.items()]
+    shown = [(label, [_image(panel) for panel in row]) for label, row in drawn]
+    return pages.page(
+        "report.html", workdir=run.workdir, results=results, names=names, rows=rows, titles=TITLES, drawn=shown
+    )
 
 
-def _figures(drawn) -> str:
-    """The panels as a table, labels as text."""
-    if not drawn:
-        return ""
-    head = "".join(f"<th>{title}</th>" for title in TITLES)
-    rows = []
-    for label, row in drawn:
-        cells = "".join(f"<td>{_image(panel, title)}</td>" for panel, title in zip(row, TITLES, strict=True))
-        rows.append(f"<tr><td>{'<br>'.join(map(_text, label))}</td>{cells}</tr>")
-    return f"""<p>Colours run from a category's median point score (blue) to its top (red); ground truth is marked red.</p>
-<table class="pictures"><tr><th></th>{head}</tr>{"".join(rows)}</table>
-"""
-
-
-def _image(panel: np.ndarray, title: str) -> str:
-    content = base64.b64encode(pictures.png(pictures.enlarged(panel, 2 * len(panel)))).decode()
-    return f'<img alt="{title}" src="data:image/png;base64,{content}">'
-
-
-def _text(value) -> str:
-    """Any text as text of a page, whatever it holds."""
-    return html.escape(one_line(str(value)))
+def _image(panel: np.ndarray) -> pages.Markup:
+    return pages.picture(pictures.png(pictures.enlarged(panel, 2 * len(panel))))

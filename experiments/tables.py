@@ -8,7 +8,6 @@ are one row: mean and standard deviation over the seeds. Every row says which pr
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import html
 import io
@@ -22,6 +21,7 @@ from pathlib import Path
 from data_pipelines.command import command, guarded
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering import lettering
+from experiments import pages
 from experiments.outputs import refuse_foreign
 from experiments.published import METHODS, METRICS, MODULES, ROWS
 from gsclip_jax.runtime.names import csv_text, one_line
@@ -29,7 +29,6 @@ from gsclip_jax.runtime.names import csv_text, one_line
 TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
 SINGLE = "one auxiliary category"
 CSV_HEAD = ("row", "dataset", "protocol", "variant", "method", "seed", "category")
-PAGE_HEAD = "<!doctype html><meta charset=utf-8><title>GS-CLIP runs</title>"
 
 
 @dataclass
@@ -195,22 +194,8 @@ def plot(entries: list[Entry]) -> bytes:
 
 
 def page(entries: list[Entry]) -> str:
-    from experiments.report import STYLE
-
-    cell = lambda text: html.escape(one_line(text)).replace(" ± ", "&nbsp;±&nbsp;")  # noqa: E731
-    table = lambda rows, tag: "".join(  # noqa: E731
-        "<tr>" + "".join(f"<{tag}>{cell(text)}</{tag}>" for text in row) + "</tr>" for row in rows
-    )
-    head, *rows = filled(entries)
-    picture = base64.b64encode(plot(entries)).decode()
-    rings = " Rings: published values." if any(entry.published() for entry in entries) else ""
-    return (
-        f"{PAGE_HEAD}<style>{STYLE}body{{max-width:1400px}}</style>"
-        "<h1>Runs</h1><p>Per cent, mean over the test categories; with several seeds, mean ± standard deviation over them. "
-        f"A published number stands beside a row of the same method, data set and protocol, nowhere else.{rings}</p>"
-        f'<img alt="the table as dots" src="data:image/png;base64,{picture}">'
-        f"<table>{table([head], 'th')}{table(rows, 'td')}</table>"
-    )
+    rings = any(entry.published() for entry in entries)
+    return pages.page("table.html", rows=filled(entries), rings=rings, picture=pages.picture(plot(entries)))
 
 
 def write(folders: list[Path], out: Path) -> str:
@@ -220,10 +205,11 @@ def write(folders: list[Path], out: Path) -> str:
       ValueError: of `collect`, or `out` holds a file of these names that this command did not make; nothing is written then.
     """
     entries = collect(folders)
-    begins = {"table.md": "| row | data set | ", "table.csv": ",".join(CSV_HEAD), "table.html": PAGE_HEAD}
+    text, whole = markdown(entries), page(entries)
+    head = whole.partition("\n")[0]
+    begins = {"table.md": "| row | data set | ", "table.csv": ",".join(CSV_HEAD), "table.html": head}
     for name, start in begins.items():
         refuse_foreign(out / name, start)
-    text, whole = markdown(entries), page(entries)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.md", text.encode())
     write_csv(entries, out / "table.csv")

@@ -1,13 +1,14 @@
 """CLIP's byte-pair tokenizer: from OpenAI's vocabulary file, or from a directory in Hugging Face's layout.
 
-Ids are those of OpenAI's `simple_tokenizer.py`; the rows are padded with 0, as OpenAI's and the released code do.
+transformers' CLIPTokenizer makes the ids. The text is cleaned here first, so that they are those of OpenAI's
+`simple_tokenizer.py`; the rows are padded with 0, as OpenAI's and the released code do.
 """
 
 from __future__ import annotations
 
-import functools
 import html
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import regex
+import tokenizers
 
 import gsclip_jax
 from gsclip_jax.runtime.documents import read_json, read_text
@@ -24,9 +25,10 @@ from gsclip_jax.runtime.keys import WeightsError, listed, plain
 SOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 OPENAI_MERGES = 49152 - 256 - 2  # the vocabulary file holds more merges than CLIP was trained with
-WORDS = regex.compile(
-    rf"{regex.escape(SOS)}|{regex.escape(EOS)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
-)
+# The alphabet of byte pairs in CLIP's order: a visible character for each byte.
+LETTERS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+# A start or end token, or other signs up to a "<|" that belongs to them: "!<|endoftext|>" is no end token.
+MARK = re.compile(rf"{re.escape(SOS)}|{re.escape(EOS)}|(?:[^\w\s]|_)+<\|(?=start|end)")
 
 Merges = Sequence[tuple[str, str]]
 
@@ -35,19 +37,9 @@ class TokenizerError(WeightsError):
     """A vocabulary that cannot be used, or a text that does not fit. The message is one line."""
 
 
-@functools.cache
-def byte_letters() -> dict[int, str]:
-    """A visible character for each byte: printable Latin-1 stands for itself, the rest for code points from 256 on."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {byte: chr(byte) for byte in visible}
-    hidden = (byte for byte in range(256) if byte not in letters)
-    return letters | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-
-
 def vocabulary(merges: Merges) -> dict[str, int]:
     """Token -> id in CLIP's order: bytes, bytes that end a word, merges, start, end."""
-    letters = list(byte_letters().values())
-    tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in merges), SOS, EOS]
+    tokens = [*LETTERS, *(letter + WORD_END for letter in LETTERS), *("".join(pair) for pair in merges), SOS, EOS]
     return {token: i for i, token in enumerate(tokens)}
 
 
@@ -77,41 +69,27 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: Mapping[str, int], merges: Merges, *, context: int = 77, pad: int = 0, where: str = "?"):
-        self.vocab = dict(vocab)
-        self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-        self.context, self.pad, self.vocab_size = context, pad, len(self.vocab)
-        wrong = [token for token, number in self.vocab.items() if type(number) is not int or not 0 <= number < 1 << 24]
+        wrong = [token for token, number in vocab.items() if type(number) is not int or not 0 <= number < 1 << 24]
         if wrong:
             raise TokenizerError(f"{where}: no CLIP vocabulary, {len(wrong)} tokens without number: {listed(wrong, 4)}")
-        needed = [SOS, EOS, *byte_letters().values(), *(letter + WORD_END for letter in byte_letters().values())]
-        needed += ["".join(pair) for pair in self.ranks]
-        missing = [token for token in needed if token not in self.vocab]
+        needed = [SOS, EOS, *LETTERS, *(letter + WORD_END for letter in LETTERS)]
+        needed += ["".join(pair) for pair in merges]
+        missing = [token for token in dict.fromkeys(needed) if token not in vocab]
         if missing:
             raise TokenizerError(f"{where}: no CLIP vocabulary, {len(missing)} tokens missing: {listed(missing, 4)}")
-        self.sos, self.eos, self.dot = self.vocab[SOS], self.vocab[EOS], self.vocab["." + WORD_END]
-        self._word = functools.lru_cache(maxsize=65536)(self._word_ids)
-
-    def _word_ids(self, word: str) -> tuple[int, ...]:
-        if word in (SOS, EOS):
-            return (self.vocab[word],)
-        *start, last = (byte_letters()[byte] for byte in word.encode())
-        parts = [*start, last + WORD_END]
-        while len(parts) > 1:
-            pairs = set(zip(parts, parts[1:], strict=False))
-            best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
-            if best not in self.ranks:
-                break
-            merged, i = [], 0
-            while i < len(parts):
-                joined = tuple(parts[i : i + 2]) == best
-                merged.append(parts[i] + parts[i + 1] if joined else parts[i])
-                i += 2 if joined else 1
-            parts = merged
-        return tuple(self.vocab[part] for part in parts)
+        self.sos, self.eos, self.dot = vocab[SOS], vocab[EOS], vocab["." + WORD_END]
+        self.context, self.pad, self.vocab_size = context, pad, len(vocab)
+        self._tokenizer = _clip_tokenizer(vocab, merges, where)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no start, end or padding."""
-        return [token for word in WORDS.findall(clean(text)) for token in self._word(word)]
+        return self._ids(MARK.sub(r"\g<0> ", clean(text)))
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # half of a surrogate pair
+            raise TokenizerError(f"text {ascii(text[:40])} has characters that are no Unicode; write it again") from error
 
     def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
         """Raises TokenizerError (a ValueError) where a text is too long for the context, unless `truncate` cuts it."""
@@ -126,6 +104,20 @@ class Tokenizer:
                 tokens = tokens[: self.context - 2]
             row[: len(tokens) + 2] = [self.sos, *tokens, self.eos]
         return ids
+
+
+def _clip_tokenizer(vocab: Mapping[str, int], merges: Merges, where: str) -> tokenizers.Tokenizer:
+    """The native tokenizer in transformers' CLIPTokenizer, for clean text; made without files or network."""
+    # Imported here: it takes a second, and most commands need no byte pairs. Without the variable it warns of absent PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    try:
+        made = CLIPTokenizer(vocab=dict(vocab), merges=list(merges)).backend_tokenizer
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(f"{where}: no CLIP vocabulary ({plain(str(error), 200)}); save the tokenizer again") from error
+    made.normalizer = None  # `clean` has done it; once more would join accents that OpenAI's leaves apart
+    return made
 
 
 # A document can bring the tokenizers library down (it is native code): what it does with one is first seen in a process apart.
@@ -159,8 +151,6 @@ class WordTokenizer(Tokenizer):
     """
 
     def __init__(self, path: Path, *, context: int = 77, pad: int = 0):
-        import tokenizers
-
         _try_apart(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -177,7 +167,7 @@ class WordTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no start, end or padding."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._ids(text)
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
@@ -204,6 +194,8 @@ def _from_whole(path: Path) -> tuple[dict[str, int], Merges] | None:
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
         if not all(len(pair) == 2 and all(isinstance(half, str) for half in pair) for pair in pairs):
             raise TypeError("merges that are no pairs of tokens")
+        if not all(isinstance(token, str) for token in added):
+            raise TypeError("added tokens that are no text")
         return vocab, pairs
     except (KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path}: broken ({error!r}); save the tokenizer again") from error
@@ -224,9 +216,7 @@ def _from_hub(name: str, local: bool) -> Path:
         ) from error
 
 
-def load_tokenizer(
-    source: str | os.PathLike[str] | None = None, *, context: int = 77, pad: int = 0
-) -> Tokenizer:
+def load_tokenizer(source: str | os.PathLike[str] | None = None, *, context: int = 77, pad: int = 0) -> Tokenizer:
     """A tokenizer (see `Tokenizer`) from where `source` points to:
 
     a vocabulary file (OpenAI's merges, plain or gzip); a tokenizer.json; a directory with either it or vocab.json and

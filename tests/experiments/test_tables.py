@@ -106,6 +106,13 @@ def test_columns_without_a_value_are_left_out(tmp_path):
     assert "P-PRO" not in head and "P-AUROC" in head and "P-PRO</th>" not in page and all("-" not in row for row in rows)
 
 
+def test_a_page_of_an_earlier_version_is_replaced(tmp_path):
+    leave(tmp_path / "a-s0", 0.5)
+    (tmp_path / "table.html").write_text("<!doctype html><meta charset=utf-8><title>GS-CLIP runs</title><style>body{}")
+    tables.write([tmp_path], tmp_path)
+    assert "P-AUROC</th>" in (tmp_path / "table.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["table.md", "table.csv", "table.html"])
 def test_a_file_of_the_users_stays(tmp_path, capsys, name):
     leave(tmp_path / "runs" / "a-s0", 0.5)

@@ -22,9 +22,9 @@ from tests.torch_bytes import torch_zip
 CHILD = """
 import resource, sys, time
 from gsclip_jax.convert.files import load_state
-from gsclip_jax.convert.keys import WeightsError
+from gsclip_jax.runtime.keys import WeightsError
 from gsclip_jax.convert.load import load_clip
-from gsclip_jax.tokenizer import load_tokenizer
+from gsclip_jax.models.tokenizer import load_tokenizer
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     before, began = peak(), time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from gsclip_jax.models.tokenizer import EOS, SOS, WORD_END, load_tokenizer, vocabulary
 from tests.recorded import Recorded
 
+BYTES = [*range(33, 127), *range(161, 173), *range(174, 256), *range(33), *range(127, 161), 173]  # as the ids have them
 MERGES = [("o", "b"), ("ob", "j"), ("e", "c"), ("ec", "t" + WORD_END), ("obj", "ect" + WORD_END), ("a", "n")]
 
 
@@ -115,14 +118,65 @@ def test_special_tokens_in_the_text_are_single(folder):
     (lambda f: (f / "merges.txt").write_text("one two three\n"), "no list of merges"),
     (lambda f: (f / "merges.txt").write_text("q q\n"), "1 tokens missing"),
     (lambda f: (f / "merges.txt").write_bytes(b"\x1f\x8b\x00\x00"), "cannot read"),
+    (lambda f: (f / "merges.txt").write_text("o bj\n"), "`bj` out of vocabulary"),  # 'obj' is there, but not that half
     (lambda f: (f / "merges.txt").unlink(), "no tokenizer there"),
     (lambda f: ((f / "vocab.json").unlink(), (f / "tokenizer.json").write_text("[]")), "tokenizer.json: broken"),
+    (lambda f: ((f / "vocab.json").unlink(), (f / "tokenizer.json").write_text(json.dumps(
+        {"model": {"type": "BPE", "vocab": vocabulary([]), "merges": []}, "added_tokens": [{"content": 7, "id": 9}]}))),
+     "added tokens that are no text"),
 ])  # fmt: skip
 def test_broken_files_are_told_in_one_line(folder, spoil, told):
     spoil(folder)
     with pytest.raises(ValueError) as caught:
         load_tokenizer(folder)
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+ODD = [  # text, and the words that OpenAI's code makes of it
+    ("", []), ("\x00\n\u3000", []), ("IT'S can't''s", ["it", "'s", "can", "'t", "''", "s"]),
+    ("&amp;lt;b&amp;gt; \u2018q\u2019", ["<", "b", ">", "'", "q", "'"]), ("x_y__1234", ["x", "_", "y", "__", "1", "2", "3", "4"]),
+    ("\ufb01ne \uff21\uff11", ["fine", "a", "1"]), ("e\u0301\u00bd\u2167", ["\u00e9", "\u00bd", "\u2177"]),
+    ("\u0130 \u03a3\u03a3 \u1e9e", ["i", "\u0307", "\u03c3\u03c2", "\u00df"]),
+    ("\u03aa\u0301", ["\u03ca", "\u0301"]),  # no composed letter of both in upper case, but one in lower case
+    ("\u90e8\u54c1\U0001f527!", ["\u90e8\u54c1", "\U0001f527!"]), ("a\u0301\u0301b\u200d", ["\u00e1", "\u0301", "b", "\u200d"]),
+    (f"a{EOS}{EOS}'s", ["a", EOS, EOS, "'s"]), (f"!{EOS}{EOS}", ["!<|", "endoftext", "|><|", "endoftext", "|>"]),
+    (f"_{SOS} <|start", ["_<|", "startoftext", "|>", "<|", "start"]), (SOS.upper(), [SOS]), ("a" * 300, ["a" * 300]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, words", ODD)
+def test_words_of_odd_texts(folder, text, words):
+    """With merges of ASCII letters alone, so that a word's tokens are its bytes: where it ends is what counts."""
+    tokenizer, ids = load_tokenizer(folder), vocabulary(MERGES)
+    letters = {byte: letter for letter, byte in zip([c for c in ids if len(c) == 1], BYTES, strict=True)}
+    expected = []
+    for word in words:
+        signs = [word] if word in (SOS, EOS) else [letters[byte] for byte in word.encode()]
+        expected += [ids[sign] for sign in signs[:-1]] + [ids[signs[-1] + WORD_END * (len(signs[-1]) == 1)]]
+    assert tokenizer.encode(text) == expected
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a cup\udcff"])
+def test_texts_that_are_no_unicode_are_refused(folder, text):
+    with pytest.raises(ValueError, match="characters that are no Unicode") as caught:
+        load_tokenizer(folder).encode(text)
+    assert str(caught.value).isprintable()
+
+
+ALONE = """
+import socket, sys
+def refuse(*arguments): raise AssertionError("asked the network")
+socket.socket.connect = socket.getaddrinfo = refuse
+sys.modules["torch"] = sys.modules["tensorflow"] = None  # as where they are not installed
+from gsclip_jax.models.tokenizer import load_tokenizer
+assert "transformers" not in sys.modules
+print(load_tokenizer(sys.argv[1]).encode("object"))
+"""
+
+
+def test_local_files_need_no_network_and_no_other_framework(folder):
+    done = subprocess.run([sys.executable, "-c", ALONE, str(folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[516]\n", "")
 
 
 def test_absent_files_are_told(tmp_path):
