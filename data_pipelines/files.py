@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A new name beside `path` to write to; it becomes `path` when the block ends well, and is removed when it does not.
+    """A new name beside `path` to write to; it becomes `path` when the block ends well, and is removed when it does not. Makes
+    the folder.
 
     The name is another in every call: several threads and processes may write the same file, and the last one stays.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name[-180:]}.part")
     try:
         yield part

@@ -151,18 +151,18 @@ def _scans(config: ConfigDict) -> dict[str, int]:
     return found
 
 
-def _colour(config: ConfigDict, data: ConfigDict) -> None:
+def _colour(config: ConfigDict, other: ConfigDict) -> None:
     """Where colour scores are wanted, one scan of every category has to have its colour picture."""
     if not data.wants_rgb(config):
         return
-    plan: Plan | None = None if data.is_embedded(data) else scans.plan_records(data)
+    plan: Plan | None = None if data.is_embedded(other) else scans.plan_records(other)
     first = {sample.category: sample for sample in reversed(plan.samples)} if plan else {"": None}
     for sample in first.values():
         scan = plan.reader.load(sample) if plan else None
         if scan is None or scan.rgb is None or scan.grid is None:
             raise ConfigError(
-                f"config.eval.rgb needs organised scans with colour pictures, which {data.data.name!r} under "
-                f"{data.data.root} has not{f' ({sample.path})' if sample else ''}; set config.eval.rgb=False"
+                f"config.eval.rgb needs organised scans with colour pictures, which {other.data.name!r} under "
+                f"{other.data.root} has not{f' ({sample.path})' if sample else ''}; set config.eval.rgb=False"
             )
 
 

@@ -60,7 +60,6 @@ def score_objects(
             valid, mask = batch["valid"][row], batch["point_mask"][row]
             organised = bool(batch["organised"][row])
             path = object_file(folder, by_number[int(batch["object_index"][row])])
-            path.parent.mkdir(parents=True, exist_ok=True)
             kept = dict(
                 points=points[row].astype(np.float32),
                 valid=valid,

@@ -28,7 +28,7 @@ def plain(clip, *sentences):
 
 
 def test_without_geometry_the_text_is_the_sentences():
-    gsclip, params, stats, clip = started(use_shape_prompt=False, use_defect_prompt=False)
+    gsclip, params, stats, clip = started(shape_prompt=False, defect_prompt=False)
     text = gsclip.text(params, stats, tiny.batch()["cloud"], train=False)[0]
     want = plain(clip, NORMAL, ABNORMAL)
     np.testing.assert_allclose(text, np.broadcast_to(want, text.shape), atol=2e-6)

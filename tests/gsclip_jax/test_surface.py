@@ -253,4 +253,4 @@ def test_the_embedded_clip_has_one_and_others_say_so(tmp_path):
     with pytest.raises(WeightsError, match="instead of"):
         load_surface(MINI, 64)
     with pytest.raises(ValueError, match="surface_share"):
-        dataclasses.replace(method.cfg, surface_share=1.5)
+        dataclasses.replace(method.cfg.model, surface_share=1.5)
