@@ -186,7 +186,8 @@ def wants_rgb(config: ConfigDict) -> bool:
 
 def shares_statistics(config: ConfigDict) -> bool:
     """Whether the objects of a batch are normalised together at test time."""
-    return bool(config.model.get("switches", {}).get("test_in_train_mode", config.variant == "released"))
+    switches = config.get("model", {}).get("switches", {})
+    return bool(switches.get("test_in_train_mode", config.variant == "released"))
 
 
 def batch_size(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
