@@ -1,1 +1,0 @@
-"""Methods to compare with; each is one file."""

@@ -1,0 +1,32 @@
+"""The console command: every subcommand is the module's own main, with its options, help and exit status."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import COMMANDS
+
+
+def gsclip(*arguments):
+    return subprocess.run([sys.executable, "-m", "experiments.cli", *arguments], capture_output=True, text=True)
+
+
+def test_without_a_subcommand_it_lists_them():
+    done = gsclip("--help")
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_the_commands_own(name):
+    done = gsclip(name, "--help")
+    module = COMMANDS[name][0].removesuffix(".__main__")
+    own = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == own.returncode == 0 and done.stdout == own.stdout
+
+
+def test_a_wrong_option_is_the_commands_one_line():
+    done = gsclip("run", "--config", "stage3.py")
+    assert done.returncode == 1 and "did you mean 'stage" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert gsclip("prepare", "--pionts=5").returncode == 1
+    assert gsclip("inspct").returncode == 2
