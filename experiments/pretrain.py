@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.input import eval_batches
 from data_pipelines.records.store import RecordSet
+from data_pipelines.solids.synthetic import SETS
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from experiments.data import load_records
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
@@ -40,8 +41,6 @@ CONTEXT = 77  # room for the learned prompts; captions need 16
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains the three networks, writes config.out, or `workdir`/mini."""
-    from data_pipelines.solids.synthetic import SETS
-
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)

@@ -6,12 +6,23 @@ experiments/configs; without a preset it is the embedded default (minutes on a l
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
+import jax
+
 from data_pipelines.command import command, guarded
+from data_pipelines.progress import named
+from data_pipelines.scan import did_you_mean
+from experiments import checks, evaluations
+from experiments.configs.common import PRESETS, set_method, with_method
+from experiments.export import is_trained
+from experiments.identity import claim_workdir, held
+from gsclip_jax.methods import METHODS
+from gsclip_jax.parts import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.section.key=value ...]"
@@ -27,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
             return print(usage(given))
         config, workdir = parse(given)
         if not arguments_given:  # a program of its own: JAX has not started yet
-            import jax
-
             jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
         run(config, workdir)
 
@@ -37,16 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage(arguments: list[str] = ()) -> str:
     """What --help says: the command, and every key with its value in the configuration that `arguments` name."""
-    from experiments.configs.common import PRESETS
+    from experiments.key_comments import key_comments
 
     _, option, rest = " ".join(arguments).partition("--config")
     name = rest.lstrip("= ").partition(" ")[0] if option and rest[:1] in ("=", " ") else ""
     config = load_config(name or "stage2.py")
+    notes = key_comments(config.method)
+    keys = [(f"  {key}={str(value).strip()}", notes.get(key)) for key, value in _keys(config)]
     return "\n".join([
         USAGE, "", __doc__.partition("\n\n")[2].strip(), "",
         f"configurations: {', '.join(_configurations())}",
         f"presets: {', '.join(filter(None, PRESETS))}",
-        f"keys of {name or 'stage2.py'} (--config.KEY=VALUE):", *(f"  {key}={value}" for key, value in _keys(config)),
+        f"keys of {name or 'stage2.py'} (--config.KEY=VALUE):",
+        *(f"{text:<44}  {note}" if note else text for text, note in keys),
     ])  # fmt: skip
 
 
@@ -63,8 +75,6 @@ def parse(arguments: list[str]):
     Raises:
       ConfigError: unknown option, configuration, preset or key (with the nearest known one), or a value of another type.
     """
-    from data_pipelines.scan import did_you_mean
-    from gsclip_jax.parts import ConfigError
 
 
     name, workdir, changes = None, None, []
@@ -108,8 +118,6 @@ def trained_config(name: str, config, workdir: Path):
     Raises:
       ConfigError: trained with another preset than the one named.
     """
-    from experiments.identity import held
-    from gsclip_jax.parts import ConfigError
 
     there = held(workdir)
     if there is None or there.get("task") == "pretrain":
@@ -143,8 +151,6 @@ def find_config(path: str) -> Path:
     Raises:
       ConfigError: no such file.
     """
-    from data_pipelines.scan import did_you_mean
-    from gsclip_jax.parts import ConfigError
 
 
     file = Path(path) if Path(path).is_file() else CONFIGS / path
@@ -162,7 +168,6 @@ def load_config(name: str):
     Raises:
       ConfigError: no such file or preset.
     """
-    from gsclip_jax.parts import ConfigError
 
     path, _, preset = name.partition(":")
     file = find_config(path)
@@ -191,9 +196,6 @@ def set_key(config, key: str, value: str) -> None:
     Raises:
       ConfigError: no such key, or a value that does not fit.
     """
-    from data_pipelines.scan import did_you_mean
-    from experiments.configs.common import set_method
-    from gsclip_jax.parts import ConfigError
 
 
     if key == "method":
@@ -220,7 +222,6 @@ def set_key(config, key: str, value: str) -> None:
 
 
 def _read(text: str, old):
-    import ast
 
     if isinstance(old, bool):
         if text.lower() in ("true", "1", "yes"):
@@ -261,27 +262,20 @@ def default_workdir(config) -> Path:
 
 def run(config, workdir: Path) -> None:
     """The whole of a configuration: what is missing of it, after everything that can be refused was."""
-    import jax
-
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the user's own stays
         jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
-    from experiments import checks
 
     checks.check_values(config)
     if config.task == "pretrain":
-        from experiments import pretrain
-        from experiments.identity import claim_workdir
+        from experiments import pretrain  # like the pipeline, below
 
         claim_workdir(config, workdir)
         return pretrain.run(config, workdir)
-    from data_pipelines.progress import named
-    from experiments import evaluations
-    from experiments.pipeline import Run, say, table
+    from experiments.pipeline import Run, say, table  # here: TensorFlow takes seconds, and refusals need none of it
 
     if config.task == "protocol":
-        from experiments import protocol
-        from experiments.identity import claim_workdir
+        from experiments import protocol  # like the pipeline
 
         check_all(config, workdir)
         claim_workdir(config, workdir)
@@ -300,7 +294,7 @@ def run(config, workdir: Path) -> None:
         with named(name):
             compared[name] = _results(Run(other, workdir / "compare" / name))
     if jax.process_index() == 0:
-        from experiments.report import write_report
+        from experiments.report import write_report  # like the pipeline
 
         say("\n" + table(results, compared))
         seconds = results["seconds"]
@@ -325,7 +319,7 @@ def check_all(config, workdir: Path, seen=None, devices: bool = True) -> None:
 
     Args and errors: as `checks.check_before`.
     """
-    from experiments import checks, evaluations, identity, protocol
+    from experiments import identity, protocol  # like the pipeline
 
     seen = seen or checks.Seen()
     if config.task == "protocol":
@@ -341,9 +335,6 @@ def check_all(config, workdir: Path, seen=None, devices: bool = True) -> None:
 
 def alongside(config, workdir: Path) -> dict:
     """The comparisons of a run. An evaluation trains nothing: it compares with what is trained, or learns nothing."""
-    from experiments.export import is_trained
-    from gsclip_jax.methods import METHODS
-
     found = comparisons(config)
     if config.task == "stage1":
         return {}
@@ -358,9 +349,6 @@ def comparisons(config) -> dict:
     Raises:
       ConfigError: unknown name.
     """
-    from data_pipelines.scan import did_you_mean
-    from experiments.configs.common import with_method
-    from gsclip_jax.parts import ConfigError
 
     changes = {
         "random_clip": {"clip": {"random": True}},  # same training, CLIP weights drawn at random

@@ -26,8 +26,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.command import command, guarded
-from data_pipelines.files import locked
+from data_pipelines.files import locked, write_json
 from data_pipelines.progress import span
+from data_pipelines.scan import did_you_mean
+from experiments import evaluations
+from experiments.configs.common import set_method
+from experiments.run import check_all, find_config, load_config, run, set_keys
+from gsclip_jax.parts import ConfigError
 
 SEEDS = (0, 1, 2)
 LOG = "log.txt"
@@ -36,7 +41,6 @@ LOG = "log.txt"
 @dataclass(frozen=True)
 class Row:
     """One run of a sweep."""
-
     number: int
     name: str  # of the grid's row, without the seed
     config: ConfigDict
@@ -48,7 +52,6 @@ class Row:
 
     def results(self) -> dict | None:
         """Of this row's configuration; None where there are none, or those of another."""
-        from experiments import evaluations
 
         path = evaluations.find(self.workdir, self.config)
         return json.loads(path.read_text()) if path else None
@@ -64,8 +67,6 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     Raises:
       ConfigError: no such file, preset or key, a file without rows, two seeds alike.
     """
-    from experiments.run import load_config, set_keys
-    from gsclip_jax.parts import ConfigError
 
     base, module = load_config(name), _module(name)
     if not hasattr(module, "rows"):
@@ -90,8 +91,6 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
 
 def note_order(rows: list[Row]) -> None:
     """Writes the rows' names into rows.json beside them, behind those of other sweeps there: tables keep this order."""
-    from data_pipelines.files import write_json
-
     path = rows[0].workdir.parent / "rows.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(".rows.lock")):  # rows that start together each note it
@@ -102,7 +101,6 @@ def note_order(rows: list[Row]) -> None:
 
 
 def _module(name: str):
-    from experiments.run import find_config
 
     path = find_config(name.partition(":")[0])
     spec = importlib.util.spec_from_file_location(f"gsclip_sweep_{path.stem}", path)
@@ -117,9 +115,6 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: no such key (with the nearest).
     """
-    from data_pipelines.scan import did_you_mean
-    from experiments.configs.common import set_method
-    from gsclip_jax.parts import ConfigError
 
     if "method" in values:
         set_method(config, values["method"])
@@ -148,15 +143,12 @@ def line(row: Row, seconds: float | None = None) -> str:
 
 def run_row(row: Row) -> int:
     """Runs one row in this process. Returns its exit status."""
-    from experiments.run import run
-
     return guarded(lambda: run(row.config, row.workdir))
 
 
 def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
     """number -> why, of the rows that cannot run, before any of them does. Arguments: as `checks.check_before`."""
     from experiments.checks import Seen
-    from experiments.run import check_all
 
     found, seen = {}, Seen()
     for row in rows:
@@ -177,7 +169,6 @@ def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
     Raises:
       ConfigError: the check itself failed.
     """
-    from gsclip_jax.parts import ConfigError
 
     done = subprocess.run([*command, "--check", where], capture_output=True, text=True)
     if done.returncode:
@@ -244,7 +235,6 @@ def submit(rows: list[Row], command: list[str], options: dict[str, Any], folder:
     Raises:
       ConfigError: submitit is not installed, or does not know an option.
     """
-    from gsclip_jax.parts import ConfigError
 
     try:
         import submitit
@@ -266,13 +256,11 @@ _COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 when every row asked for is complete."""
-
     given = sys.argv[1:] if arguments is None else arguments
     return guarded(lambda: _main(given, own_process=arguments is None))
 
 
 def _main(arguments: list[str], own_process: bool) -> int:
-    from gsclip_jax.parts import ConfigError
 
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
                                      allow_abbrev=False)  # fmt: skip
@@ -347,7 +335,6 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _options(text: str) -> dict[str, Any]:
-    from gsclip_jax.parts import ConfigError
 
     found: dict[str, Any] = {}
     for word in filter(None, text.split(",")):

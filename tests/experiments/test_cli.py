@@ -30,3 +30,11 @@ def test_a_wrong_option_is_the_commands_one_line():
     assert done.returncode == 1 and "did you mean 'stage" in done.stderr and len(done.stderr.splitlines()) == 1
     assert gsclip("prepare", "--pionts=5").returncode == 1
     assert gsclip("inspct").returncode == 2
+
+
+def test_help_says_what_keys_are_for():
+    out = gsclip("run", "--config", "stage2.py:real3d", "--help").stdout.splitlines()
+    found = {line.split("=")[0].strip(): line for line in out if line.startswith("  ")}
+    assert "learned context tokens" in found["model.n_ctx"]  # of a method's Config
+    assert "scored points M" in found["data.points"] and "categories" not in found["data.points"]
+    assert "sides" not in found["seed"] and found["model.switches"].endswith("by name")

@@ -11,7 +11,6 @@ import pytest
 from data_pipelines.progress import Progress, named
 from experiments import pipeline
 from experiments.run import load_config
-from gsclip_jax.runtime import metric_writer as writer
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
@@ -101,7 +100,7 @@ def test_pretraining_writes_under_its_work_directory_unless_told():
 
 def test_the_time_left_leaves_the_compilation_out(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr(writer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("data_pipelines.progress.time.monotonic", lambda: clock[0])
     progress = Progress("stage1", 100)
     clock[0] = 80.0  # compiled
     progress.update(0)
