@@ -53,7 +53,7 @@ class DrawingProcess:
         env["LP_NUM_THREADS"] = "0"  # the software GL draws in the calling thread: no waiting for another's turn
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), env.get("PYTHONPATH")]))
         self._said = tempfile.TemporaryFile()
-        self._process = subprocess.Popen([sys.executable, "-m", f"{__package__}.drawing", str(window)], env=env,
+        self._process = subprocess.Popen([sys.executable, "-m", f"{__package__}.open3d_worker", str(window)], env=env,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
         self._end = weakref.finalize(self, self._process.kill)
         self._window = window

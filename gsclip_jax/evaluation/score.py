@@ -59,8 +59,8 @@ def score_objects(
         for row in np.flatnonzero(batch["real"]):
             valid, mask = batch["valid"][row], batch["point_mask"][row]
             organised = bool(batch["organised"][row])
-            path = object_file(folder, by_number[int(batch["object_index"][row])])
-            kept = dict(
+            _write(
+                object_file(folder, by_number[int(batch["object_index"][row])]),
                 points=points[row].astype(np.float32),
                 valid=valid,
                 point_mask=mask,
@@ -70,8 +70,6 @@ def score_objects(
                 label=int(batch["label"][row]),
                 **{name: value[row] for name, value in more.items()},
             )
-            with atomic(path) as part, part.open("wb") as file:
-                np.savez_compressed(file, **kept)
             done += 1
         progress.update(done * jax.process_count())
     if jax.process_count() > 1:
@@ -105,6 +103,11 @@ def _local(array: jax.Array) -> np.ndarray:
         return np.asarray(array)
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _write(path: Path, **arrays) -> None:
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def tabulate(index: Sequence[dict], folder: str | Path) -> dict[str, dict]:

@@ -18,7 +18,7 @@ from data_pipelines.solids.synthetic import ALL_DEFECTS, SETS, make_object, writ
 from experiments.configs.common import embedded
 
 ROOT = Path(synthetic.__file__).parents[2]
-GENERATOR = "exact defects fields finish meshing solids solids_eval solids_families solids_pretrain synthetic".split()
+GENERATOR = "exact defects fields finish meshing shapes eval_families families pretrain_families synthetic".split()
 RECORDED = "19ef00382b7fd4ef66803f9dca2e75e7c3443bf9a59ec412cfdc00c80a2a5739"  # of few_scans
 
 
@@ -110,7 +110,7 @@ def test_the_generator_uses_nothing_that_differs_between_processors():
     sparse, integer, boolean = {"lift", "spread", "smooth"}, {"active", "_CORNERS"}, {"amount", "curving", "labels", "cut"}
     found = []
     for name in GENERATOR:
-        for node in ast.walk(ast.parse((ROOT / "data_pipelines" / "datasets" / f"{name}.py").read_text())):
+        for node in ast.walk(ast.parse((ROOT / "data_pipelines" / "solids" / f"{name}.py").read_text())):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
                 allowed = isinstance(node.left, ast.Name) and node.left.id in sparse | integer
             elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
