@@ -14,7 +14,7 @@ def normalise(x: jax.Array) -> jax.Array:
     """x[...,E] divided by its L2 norm, float32; a zero vector stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
     square = jnp.square(x).sum(-1, keepdims=True)
-    return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 def layer_norm(params: Mapping[str, jax.Array], x: jax.Array, eps: float = EPSILON) -> jax.Array:

@@ -129,7 +129,7 @@ class GsClip:
 
     def render_tokens(self, params: Params, batch: Arrays) -> jax.Array:
         """Render stream, normalised, [B,V,1+P,E]."""
-        return views.render_tokens(self.clip, params["clip"], batch)
+        return views.render_tokens(self.clip, params.get("clip", {}), batch)  # stored tokens need no tower
 
     def depth_tokens(self, params: Params, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E]."""
