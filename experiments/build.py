@@ -8,22 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.scan import did_you_mean
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import content_hash
 from gsclip_jax.method import Method, Params, Stats
-from gsclip_jax.methods import METHODS, Entry, Parts, read_config
+from gsclip_jax.methods import Parts, entry_of, read_config
 from gsclip_jax.models.clip import ClipConfig, init_clip
 from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.models.tokenizer import Tokenizer, load_tokenizer
 from gsclip_jax.parts import ConfigError
-
-
-def entry(config: ConfigDict) -> Entry:
-    """The registry's row of config.method. Raises ConfigError: there is none."""
-    if config.method not in METHODS:
-        raise ConfigError(f"no method {config.method!r}{did_you_mean(config.method, METHODS)} Known: {', '.join(METHODS)}")
-    return METHODS[config.method]
 
 
 def clip_changes(config: ConfigDict) -> dict:
@@ -58,7 +50,7 @@ def make_method(config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | N
             )
         return load_tokenizer(source, context=clip.context, pad=clip.pad)
 
-    row = entry(config)
+    row = entry_of(config.method)
     return row.build(read_config(row.config, config), Parts(clip, net_config(config), words, config.data.name))
 
 
@@ -69,7 +61,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
       ConfigError, or the converters' one-line errors.
     """
     clip_cfg, clip, tokenizer, weights = None, None, None, {}
-    if entry(config).clip:
+    if entry_of(config.method).clip:
         clip_cfg, clip, tokenizer, weights["clip"] = load_clip(config.clip.name, **clip_changes(config))
         if config.clip.random:
             clip = init_clip(jax.random.key(config.seed + 1), clip_cfg)

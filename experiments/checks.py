@@ -22,6 +22,7 @@ from experiments import build, data, identity, scans
 from experiments.export import is_trained
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
+from gsclip_jax.methods import entry_of
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.sharding import make_mesh
@@ -68,7 +69,7 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     """
     seen = seen or Seen()
     check_values(config)
-    row = build.entry(config)
+    row = entry_of(config.method)
     identity.check_claim(config, workdir)
     trains = row.trains and not is_trained(config, workdir)
     if config.task == "eval" and trains:
@@ -176,7 +177,7 @@ def _model(config: ConfigDict, seen: Seen) -> tuple[Method, int, int]:
       ConfigError or ValueError: parts that do not fit each other or the batches; WeightsError: weights that cannot be used.
     """
     clip_cfg, tokenizer = None, None
-    if build.entry(config).clip:
+    if entry_of(config.method).clip:
         changes = build.clip_changes(config)
 
         def clip() -> tuple[ClipConfig, Path | None]:

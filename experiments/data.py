@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import RECIPES, recipe
+from data_pipelines.datasets import RECIPES, joined_sizes, recipe
 from data_pipelines.files import locked
 from data_pipelines.records.store import RecordSet, prepare
 from data_pipelines.scan import did_you_mean
@@ -24,10 +24,10 @@ from gsclip_jax.parts import ConfigError
 def data_config(config: ConfigDict) -> dict:
     """config.data in the terms of data_pipelines.records.store."""
     data = config.data
-    sizes = {**dict(data.point_sizes), "default": data.point_size} if data.point_sizes else data.point_size
     keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
-            "cavity", "depth_relief", "fill_gaps", "cloud_points", "neighbours", "sample_seed")  # fmt: skip
-    return {**{key: data[key] for key in keys}, "point_size": sizes, "reader": dict(data.reader)}
+            "cavity", "depth_relief", "fill_gaps", "cloud_points", "neighbours", "sample_seed", "point_size",
+            "point_sizes")  # fmt: skip
+    return {**joined_sizes({key: data[key] for key in keys}), "reader": dict(data.reader)}
 
 
 def wanted(config: ConfigDict) -> tuple[dict, list[str] | None]:

@@ -220,6 +220,7 @@ class Run:
         index = index_rows(records, categories)
         rgb = wants_rgb(config)
         method, params, stats, weights = self.train(upto)
+        # One hash stands alone in the key: evaluations of earlier versions are found again.
         more = [weights[name] for name in method.scores_only if name in weights]
         this = evaluations.of(self.workdir, config, records.key, more[0] if len(more) == 1 else more or None)
         about = {"key": this.key, "name": this.name, "settings": settings(config), "records": records.key}

@@ -1,1 +1,1 @@
-"""GS-CLIP in JAX: models, training and evaluation. Imports `data_pipelines.batch` and nothing else of this project."""
+"""GS-CLIP in JAX: models, training and evaluation. Of data_pipelines it sees the plumbing alone (docs/architecture.md)."""

@@ -67,7 +67,7 @@ class Stage:
 
 
 class Method(Protocol):
-    """A zero-shot anomaly detector. `Untrained` has these members for methods that learn nothing."""
+    """A zero-shot anomaly detector. `MethodBase` has what most methods leave as it is."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -88,8 +88,8 @@ class Method(Protocol):
         """Scores of a batch, in inference mode."""
 
 
-class Untrained:
-    """A Method without stages; `predict` is left to the subclass."""
+class MethodBase:
+    """Members of a Method that most leave as they are: no stages, nothing loaded, parameters used as they were initialised."""
 
     stages: tuple[Stage, ...] = ()
     loads: tuple[str, ...] = ()
@@ -102,5 +102,5 @@ class Untrained:
     def start(self, params: Params) -> Params:
         return params
 
-    def for_inference(self) -> Untrained:
+    def for_inference(self) -> MethodBase:
         return self

@@ -24,7 +24,7 @@ DATA_SETS: dict[str, DataSet] = {
 RECIPES = {name: row.recipe for name, row in DATA_SETS.items() if row.recipe}
 AUXILIARY = {name: row.auxiliary for name, row in DATA_SETS.items() if row.auxiliary}
 
-__all__ = ["AUXILIARY", "DATA_SETS", "DataSet", "RECIPES", "data_config", "open_reader", "recipe"]
+__all__ = ["AUXILIARY", "DATA_SETS", "DataSet", "RECIPES", "data_config", "joined_sizes", "open_reader", "recipe"]
 
 
 def _known(name: str, among: Mapping[str, Any]) -> None:
@@ -58,8 +58,11 @@ def recipe(name: str) -> dict[str, Any]:
 
 def data_config(name: str, root: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What `records.store.prepare` takes, from the settings of `name` with some of them changed."""
-    data = recipe(name) | dict(changes)
-    sizes = data.pop("point_sizes")
-    if sizes:
-        data["point_size"] = {**sizes, "default": data["point_size"]}
-    return {"name": name, "root": root, **data}
+    return {"name": name, "root": root, **joined_sizes(recipe(name) | dict(changes))}
+
+
+def joined_sizes(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with `point_sizes` (category -> size) joined to `point_size`, as records have them."""
+    data = dict(data)
+    sizes = dict(data.pop("point_sizes"))
+    return data | {"point_size": {**sizes, "default": data["point_size"]} if sizes else data["point_size"]}

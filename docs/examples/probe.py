@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from experiments.configs import stage2
 from experiments.configs.common import set_method
-from gsclip_jax.method import Scores, Stage, Untrained
+from gsclip_jax.method import MethodBase, Scores, Stage
 from gsclip_jax.methods import METHODS, Entry
 
 
@@ -23,7 +23,7 @@ class Config:
     fit: Fit = field(default_factory=Fit)
 
 
-class Probe(Untrained):
+class Probe(MethodBase):
     name = "probe"
 
     def __init__(self, cfg: Config):

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import AUXILIARY, recipe
 from data_pipelines.scan import did_you_mean
-from gsclip_jax.methods import METHODS
-from gsclip_jax.parts import ConfigError
+from gsclip_jax.methods import entry_of
 
 PRESETS = ("", *AUXILIARY)
 SENTENCES = (
@@ -87,7 +86,7 @@ def embedded() -> ConfigDict:
 
 def sections(method: str) -> ConfigDict:
     """The keys of a method with their defaults, from its Config dataclass."""
-    return ConfigDict(_values(METHODS[method].config()))
+    return ConfigDict(_values(entry_of(method).config()))
 
 
 def _values(settings) -> dict:
@@ -111,9 +110,7 @@ def set_method(config: ConfigDict, method: str) -> None:
     Raises:
       ConfigError: no such method.
     """
-    if method not in METHODS:
-        raise ConfigError(f"no method {method!r}{did_you_mean(method, METHODS)} Known: {', '.join(METHODS)}")
-    before, wanted = sections(config.method), sections(method)
+    wanted, before = sections(method), sections(config.method)
     with config.unlocked(), config.ignore_type():
         for name in [name for name, value in before.items() if isinstance(value, ConfigDict)]:
             kept = dict(config.get(name, {}).items())

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from data_pipelines.scan import did_you_mean
 from gsclip_jax.method import Method
 from gsclip_jax.methods import gsclip, plain_clip, pointad, surface
-from gsclip_jax.parts import Parts
+from gsclip_jax.parts import ConfigError, Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,13 @@ METHODS: dict[str, Entry] = {
 }
 
 
+def entry_of(name: str) -> Entry:
+    """The registry's row of a method. Raises ConfigError: there is none, with the nearest."""
+    if name not in METHODS:
+        raise ConfigError(f"no method {name!r}{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def read_config(kind: type, values: Mapping[str, Any]) -> Any:
     """A Config dataclass from the configuration's values: an absent key takes its default, a key of another method is passed
     over, a list becomes a tuple where the default is one.
@@ -62,4 +70,4 @@ def read_config(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**found)
 
 
-__all__ = ["Entry", "METHODS", "Parts", "read_config"]
+__all__ = ["Entry", "METHODS", "Parts", "entry_of", "read_config"]

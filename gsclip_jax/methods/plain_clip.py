@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsclip_jax.method import Arrays, Params, Scores, Stats, Untrained
+from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stats
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_tokens
 from gsclip_jax.models.layers import normalise
@@ -51,7 +51,7 @@ class Config:
     model: Model = field(default_factory=Model)
 
 
-class PlainClip(Untrained):
+class PlainClip(MethodBase):
     """The Method. Parameters: {clip}.
 
     Args:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats, Untrained
+from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats
 from gsclip_jax.methods.gsclip import losses
 from gsclip_jax.methods.gsclip.prompts import PromptConfig, deep_prompts, init_prompts, prompts, special_embeddings
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, embed_tokens, encode_text
 from gsclip_jax.models.layers import normalise
-from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.smoothing import Smoothing
 from gsclip_jax.models.views import Evidence
 from gsclip_jax.parts import Parts
@@ -54,7 +53,7 @@ class Config:
     stage1: Stage1 = field(default_factory=Stage1)
 
 
-class PointAd(Untrained):
+class PointAd(MethodBase):
     """The Method. Parameters: {clip, prompts}.
 
     Args:
@@ -91,16 +90,11 @@ class PointAd(Untrained):
         return views.compare(views.render_tokens(self.clip, params["clip"], batch), text), text
 
     def features(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
-        return {"render_tokens": views.encode_render(self.clip, params["clip"], views.images(self.clip, batch["render"]))}
+        return views.render_features(self.clip, params["clip"], batch)
 
     def loss(self, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array | None):
         found, _ = self.evidence({**frozen, **trainable}, stats, batch)
-        size = batch["view_mask"].shape[-1]
-        point_maps = lift(found.cells, batch["pix"], batch["seen"], batch["valid"], size)
-        terms = losses.classification(found.view_logits, batch["view_label"], batch["label"])
-        terms |= losses.segmentation(
-            upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"], batch["valid"]
-        )
+        terms = losses.supervised(found, batch)
         return sum(terms.values()), (stats, terms)
 
     def score(self, found: Evidence, batch: Arrays) -> Scores:

@@ -41,11 +41,16 @@ def encode_render(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> jax.Ar
     return jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
 
 
+def render_features(cfg: ClipConfig, clip: dict[str, Any], batch: Arrays) -> dict[str, jax.Array]:
+    """What `render_tokens` reads instead of encoding again: in the tower's own dtype, so that storing rounds nothing."""
+    return {"render_tokens": encode_render(cfg, clip, images(cfg, batch["render"]))}
+
+
 def render_tokens(cfg: ClipConfig, clip: dict[str, Any], batch: Arrays) -> jax.Array:
     """Render stream of a batch, normalised [B,V,1+P,E]: the stored tokens where the batch has them."""
     if "render_tokens" in batch:
         return normalise(batch["render_tokens"])
-    return normalise(encode_render(cfg, clip, images(cfg, batch["render"])))
+    return normalise(render_features(cfg, clip, batch)["render_tokens"])
 
 
 def compare(tokens: jax.Array, text: jax.Array, tau: float = TEMPERATURE) -> Evidence:

@@ -16,7 +16,6 @@ from gsclip_jax.methods.gsclip.srm import srm
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.models.layers import normalise
-from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.models.smoothing import Smoothing, smooth_grid, smooth_neighbours
 from gsclip_jax.models.views import Evidence
@@ -76,17 +75,13 @@ class Switched(GsClip):
         return params["clip_depth" if self.switches.own_depth_tower else "clip"]["visual"]
 
     def fused_tokens(self, params: Params, render: jax.Array, depth: jax.Array) -> jax.Array:
-        m, switches = self.cfg.model, self.switches
-        if m.streams != "both" or (switches.srm_tokens == "all" and switches.normalise_fused):
+        if self.cfg.model.streams != "both":
             return super().fused_tokens(params, render, depth)
-        unit = normalise if switches.normalise_fused else lambda x: x
-        if switches.srm_tokens == "cls":
+        unit = normalise if self.switches.normalise_fused else lambda x: x
+        if self.switches.srm_tokens == "cls":
             fused, _ = srm(params["srm"], render[..., :1, :], depth[..., :1, :], normalise=False)
             return jnp.concatenate([unit(fused), render[..., 1:, :]], axis=-2)
-        fused, _ = srm(params["srm"], render, depth, normalise=False)
-        if m.srm_residual:
-            fused = fused + m.render_share * render + (1 - m.render_share) * depth
-        return unit(fused)
+        return unit(self.fuse(params, render, depth))
 
     def stage2_tokens(self, params: Params, batch: Arrays, key: jax.Array | None = None) -> jax.Array:
         if self.switches.depth_through_render and key is None:
@@ -112,16 +107,10 @@ class Switched(GsClip):
         return super().stage2_loss(trainable, frozen, stats, batch, key)
 
     def stage1_terms(self, found: Evidence, batch: Arrays, everything: bool = True) -> dict[str, jax.Array]:
-        switches, size = self.switches, batch["view_mask"].shape[-1]
-        rows = round(batch["valid"].shape[1] ** 0.5) if switches.dice_per_row and batch["valid"].shape[0] == 1 else None
-        point_maps = lift(found.cells, batch["pix"], batch["seen"], batch["valid"], size)
-        terms = losses.classification(
-            found.view_logits, batch["view_label"], batch["label"], mixed=switches.mixed_views, per_object=everything
+        s = self.switches
+        return losses.supervised(
+            found, batch, mixed=s.mixed_views, everything=everything, padding=s.dice_padding, per_row=s.dice_per_row
         )
-        return terms | losses.segmentation(
-            upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"],
-            None if switches.dice_padding else batch["valid"], rows=rows, per_view=everything,
-        )  # fmt: skip
 
     def stage2_terms(self, found: Evidence, batch: Arrays) -> dict[str, jax.Array]:
         terms = self.stage1_terms(found, batch, everything=self.switches.stage2_losses == "all")

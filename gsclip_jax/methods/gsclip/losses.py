@@ -8,6 +8,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gsclip_jax.method import Arrays
+from gsclip_jax.models.lift import lift, upsample
+from gsclip_jax.models.views import Evidence
+
 SMOOTH = 1e-5  # label smoothing and floor of the focal loss, as released
 COSINE_FLOOR = 1e-8
 
@@ -106,6 +110,26 @@ def segmentation(view_maps: jax.Array, view_mask: jax.Array, point_maps: jax.Arr
         mask = view_mask.reshape(-1, *view_mask.shape[2:])
         parts["pixel"] = focal(maps, mask, truncate=truncate) + dice_both(maps, mask)
     return parts
+
+
+def supervised(found: Evidence, batch: Arrays, *, mixed: bool = False, everything: bool = True, padding: bool = False,
+               per_row: bool = False) -> dict[str, jax.Array]:
+    """The terms of L_cla + L_seg for the views' evidence, on the views and lifted to the points.
+
+    Args:
+      mixed: see `object_logits`.
+      everything: False leaves out the object and pixel parts (released stage 2 does not train on them).
+      padding: released: empty cells count in the point Dice.
+      per_row: released, one object a batch: see `dice`.
+    """
+    size, valid = batch["view_mask"].shape[-1], batch["valid"]
+    rows = round(valid.shape[1] ** 0.5) if per_row and valid.shape[0] == 1 else None
+    point_maps = lift(found.cells, batch["pix"], batch["seen"], valid, size)
+    terms = classification(found.view_logits, batch["view_label"], batch["label"], mixed=mixed, per_object=everything)
+    return terms | segmentation(
+        upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"], None if padding else valid, rows=rows,
+        per_view=everything,
+    )  # fmt: skip
 
 
 def consistency(fused: jax.Array, *, axis: int = -1) -> jax.Array:

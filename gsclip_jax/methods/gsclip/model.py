@@ -11,14 +11,12 @@ Axes: B objects, V views, H W pixels, P patches, E embedding, N cloud points, M 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stage, Stats
+from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats
 from gsclip_jax.methods.gsclip import losses
 from gsclip_jax.methods.gsclip.config import Config
 from gsclip_jax.methods.gsclip.gddm import GddmConfig, gddm, init_gddm
@@ -29,14 +27,13 @@ from gsclip_jax.methods.gsclip.srm import SrmConfig, init_srm, srm
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_text
 from gsclip_jax.models.layers import normalise
-from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.lora import init_lora
 from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
 from gsclip_jax.models.smoothing import Smoothing, smooth
 from gsclip_jax.models.views import Evidence
 
 
-class GsClip:
+class GsClip(MethodBase):
     """The Method: two stages, one prediction.
 
     Args:
@@ -45,8 +42,6 @@ class GsClip:
 
     name = "gsclip"
     loads = ("clip",)
-    scores_only = ()
-    begins_with: Mapping[str, Any] = {}
     smooth_points = staticmethod(smooth)
 
     def __init__(self, cfg: Config, clip: ClipConfig, net: PointNet2Config, sentences: tuple[list[int], ...] = ()):
@@ -113,8 +108,8 @@ class GsClip:
         return deep_prompts(params["prompts"])
 
     def stage1_features(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:
-        """The render stream, in its own dtype: normalised in float32 when read, so that storing rounds nothing."""
-        return {"render_tokens": views.encode_render(self.clip, params["clip"], views.images(self.clip, batch["render"]))}
+        """The render stream."""
+        return views.render_features(self.clip, params["clip"], batch)
 
     def stage1_loss(self, trainable: Params, frozen: Params, stats: Stats, batch: Arrays, key: jax.Array | None):
         """L_cla + L_seg."""
@@ -146,13 +141,14 @@ class GsClip:
 
     def fused_tokens(self, params: Params, render: jax.Array, depth: jax.Array) -> jax.Array:
         """Tokens [B,V,1+P,E] that meet the text in stage 2, normalised: G_i first, then L_i."""
-        m = self.cfg.model
-        if m.streams != "both":
-            return render if m.streams == "render" else depth
+        streams = self.cfg.model.streams
+        return normalise(self.fuse(params, render, depth)) if streams == "both" else render if streams == "render" else depth
+
+    def fuse(self, params: Params, render: jax.Array, depth: jax.Array) -> jax.Array:
+        """SRM's tokens [B,V,1+P,E], as they come out of it."""
         fused, _ = srm(params["srm"], render, depth, normalise=False)
-        if m.srm_residual:
-            fused = fused + m.render_share * render + (1 - m.render_share) * depth
-        return normalise(fused)
+        share = self.cfg.model.render_share
+        return fused + share * render + (1 - share) * depth if self.cfg.model.srm_residual else fused
 
     def stage2_tokens(self, params: Params, batch: Arrays, key: jax.Array | None = None) -> jax.Array:
         """Both streams of a batch, fused; `key` turns LoRA's dropout on."""
@@ -179,12 +175,7 @@ class GsClip:
 
     def stage1_terms(self, found: Evidence, batch: Arrays) -> dict[str, jax.Array]:
         """The terms of L_cla + L_seg (docs/method.md)."""
-        size = batch["view_mask"].shape[-1]
-        point_maps = lift(found.cells, batch["pix"], batch["seen"], batch["valid"], size)
-        terms = losses.classification(found.view_logits, batch["view_label"], batch["label"])
-        return terms | losses.segmentation(
-            upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"], batch["valid"]
-        )
+        return losses.supervised(found, batch)
 
     def stage2_terms(self, found: Evidence, batch: Arrays) -> dict[str, jax.Array]:
         """Those of stage 1 and alpha * L_con."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stats, Untrained
+from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stats
 from gsclip_jax.models.precision import EXACT
 from gsclip_jax.models.smoothing import smooth_neighbours
 
 
-class TrainingFree(Untrained):
+class TrainingFree(MethodBase, ABC):
     """Method without parameters. Its object score is the largest smoothed point score."""
 
     name: str
 
+    @abstractmethod
     def values(self, batch: Arrays) -> jax.Array:
         """[B,M], more where the surface is odder; of cells that are not valid, anything."""
-        raise NotImplementedError
 
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         points = smoothed(self.values(batch), batch)
