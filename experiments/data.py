@@ -25,7 +25,7 @@ def data_config(config: ConfigDict) -> dict:
     """config.data in the terms of data_pipelines.records.store."""
     data = config.data
     keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
-            "cavity", "depth_relief", "fill_gaps", "cloud_points", "neighbours", "sample_seed", "point_size",
+            "cavity", "depth_relief", "fill_gaps", "rasteriser", "cloud_points", "neighbours", "sample_seed", "point_size",
             "point_sizes")  # fmt: skip
     return {**joined_sizes({key: data[key] for key in keys}), "reader": dict(data.reader)}
 
@@ -144,7 +144,7 @@ def target(config: ConfigDict) -> ConfigDict:
         base.data.update({"name": name, **recipe(name)})
         base.data.synthetic = ConfigDict()
     other.data = base.data
-    kept = (*GIVEN, "cloud_points", "neighbours", "sample_seed")
+    kept = (*GIVEN, "cloud_points", "neighbours", "sample_seed", "rasteriser")
     if not config.preset:  # the embedded CLIP has learned from pictures that look like this
         kept += ("cameras", "back_off", "zoom", "cavity", "depth_relief", "fill_gaps", "point_size", "point_sizes")
     other.data.update({key: config.data[key] for key in kept if name != "prerendered" or key not in GIVEN})

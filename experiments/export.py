@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.command import command, guarded
+from data_pipelines.records.objects import BEFORE
 from experiments.build import build_model
 from experiments.configs.common import embedded
 from gsclip_jax.convert.store import is_stored, load_params, save_params
@@ -103,6 +104,8 @@ def _load(folder: Path) -> tuple[Method, Params, Stats, ConfigDict, dict]:
         raise ConfigError(f"{home} holds weights of kind {kind!r}, no trained model; name a work directory of stage2.py")
     config = ConfigDict(about["config"])
     known = embedded()
+    if "data" in config:
+        config.data.update({key: value for key, value in BEFORE.items() if key not in config.data})
     missing = [f"data.{key}" for key in known.data if key not in config.get("data", {})]
     if missing:
         raise ConfigError(f"{home}: made by an earlier version, its configuration has no {', '.join(missing)}; train it again")

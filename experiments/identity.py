@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.files import write_json
+from experiments.configs.common import preset, with_method
 from gsclip_jax.convert.store import is_stored
 from gsclip_jax.parts import ConfigError
 
@@ -141,6 +142,7 @@ def differing(config: ConfigDict, workdir: Path) -> list[str]:
     if there is None or not _made_something(workdir):
         return []
     ours, theirs = flat(config), flat(there)
+    theirs = {key: value for key, value in _defaults(theirs).items() if key in ours} | theirs
 
     def trains(key: str) -> bool:
         everything = config.task == "pretrain" and key.startswith(ALL_IS_TRAINED_ON)
@@ -148,6 +150,16 @@ def differing(config: ConfigDict, workdir: Path) -> list[str]:
 
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key) and trains(key))
     return [f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in keys]
+
+
+def _defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a run's preset and method: what keys were that came into being after it."""
+    if values.get("task") == "pretrain" or not {"preset", "method"} <= values.keys():
+        return {}
+    try:
+        return flat(with_method(preset(values["preset"]), values["method"]))
+    except ValueError:  # a preset or method that is no more: what differs is named
+        return {}
 
 
 def check_claim(config: ConfigDict, workdir: Path) -> None:

@@ -11,6 +11,7 @@ earlier call wrote for the same scan. Further calls add to scores.json. Stopped 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
@@ -35,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", type=Path, metavar="RUN", help="a work directory of experiments.run (default: embedded model)"
     )
+    parser.add_argument("--rasteriser", choices=("open3d", "numpy"), help="what draws the views (default: what drew the model's)")
 
     def work() -> int:
         args = parser.parse_args(arguments)
         try:
-            return 1 if predict(args.scans, args.out, args.workdir) else 0
+            return 1 if predict(args.scans, args.out, args.workdir, args.rasteriser) else 0
         except KeyboardInterrupt as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             return 130
@@ -47,11 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(work)
 
 
-def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[str]:
+def predict(scans: list[Path], out: Path, workdir: Path | None = None, rasteriser: str | None = None) -> list[str]:
     """Scores the scans and writes DIR; returns the lines that say which scans could not be scored.
 
     Raises:
-      ValueError: DIR cannot be written or holds a scores.json of something else, or no such model; nothing is scored then.
+      ValueError: DIR cannot be written or holds a scores.json of something else, no such model, or Open3D cannot
+        draw here; nothing is scored then.
       KeyboardInterrupt: stopped, saying where; what was scored is written.
     """
     from experiments.outputs import Outputs
@@ -59,7 +62,7 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
     outputs, failures = Outputs(out, scans), []
     scans = list({os.path.abspath(path): path for path in scans}.values())
     try:
-        for failure in _scored(scans, outputs, workdir):
+        for failure in _scored(scans, outputs, workdir, rasteriser):
             if failure:
                 failures.append(failure)
                 print(f"error: {one_line(failure)}", file=sys.stderr)
@@ -68,7 +71,7 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None) -> list[s
     return failures
 
 
-def _scored(scans: list[Path], outputs, workdir: Path | None):
+def _scored(scans: list[Path], outputs, workdir: Path | None, draw: str | None):
     """Scores one scan after the other; yields for each why it could not be scored, or None."""
     model = f"the model of {workdir}" if workdir else "the embedded model"
     _say(f"loading {model}")
@@ -79,12 +82,15 @@ def _scored(scans: list[Path], outputs, workdir: Path | None):
     from data_pipelines.clouds.files import read_cloud
     from data_pipelines.clouds.sampling import clean
     from data_pipelines.records.objects import make_object, recipe_of, to_batch
+    from data_pipelines.rendering.views import rasteriser
     from data_pipelines.scan import Scan
     from experiments.data import data_config
     from experiments.export import EMBEDDED, load_model
 
     method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
     recipe = recipe_of(data_config(config))
+    recipe = dataclasses.replace(recipe, rasteriser=draw or recipe.rasteriser)
+    rasteriser(recipe.window, recipe.rasteriser)  # refuses now where it cannot draw
     score, ready = jax.jit(method.predict), False
     for path in scans:
         try:

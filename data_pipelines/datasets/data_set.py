@@ -40,6 +40,7 @@ COMMON: dict[str, Any] = {
     "cavity": 0.0,  # the published views have none of the three
     "depth_relief": 0.0,
     "fill_gaps": False,
+    "rasteriser": "open3d",
     "reader": {},
 }  # fmt: skip
 UNORGANISED = COMMON | {"window": 1036}  # of unorganised scans

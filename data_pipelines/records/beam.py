@@ -58,7 +58,7 @@ class MakePart(beam.DoFn):
         self._recipe = Recipe(**self._spec["recipe"])
         self._reader = open_reader(self._spec["name"], self._spec["root"], **self._spec["options"])
         # Its own, not the shared one: instances may work side by side in the threads of a process.
-        self._draw = rasteriser.__wrapped__(self._recipe.window)
+        self._draw = rasteriser.__wrapped__(self._recipe.window, self._recipe.rasteriser)
 
     def process(self, element: tuple[int, Sample]):
         row, sample = element

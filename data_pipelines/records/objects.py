@@ -24,12 +24,12 @@ from data_pipelines.datasets import open_reader
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering.cameras import Cameras, views
-from data_pipelines.rendering.views import SEEN, ZOOM, Rasteriser, rasteriser, render_object
+from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Rasteriser, rasteriser, render_object
 from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch
 BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
-_LATER = ("cavity", "depth_relief", "fill_gaps")  # not part of a recipe's JSON at their defaults: older records keep their key
+LATER = ("cavity", "depth_relief", "fill_gaps", "rasteriser")  # left out of the JSON at their defaults: older keys stay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Recipe:
     cavity: float = 0.0  # how far rough surface is darkened in shaded views
     depth_relief: float = 0.0  # share of a depth view's greys that show height over the surroundings
     fill_gaps: bool = False  # where the far side shows between splats
+    rasteriser: str = "open3d"  # or "numpy": what draws
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
@@ -67,10 +68,11 @@ class Recipe:
         return float(size)
 
     def json(self) -> dict:
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _LATER or v != _FIELDS[k].default}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in LATER or v != _FIELDS[k].default}
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+BEFORE = {key: _FIELDS[key].default for key in LATER}  # what the later keys stand for where a configuration has none yet
 
 
 def recipe_of(data_cfg: Mapping) -> Recipe:
@@ -94,8 +96,9 @@ def recipe_of(data_cfg: Mapping) -> Recipe:
     for key in ("cavity", "depth_relief"):
         if not 0 <= getattr(recipe, key) <= 1:
             raise DataError(f"config.data.{key} is {getattr(recipe, key)}; it has to be between 0 and 1")
-    if recipe.seen not in SEEN:
-        raise DataError(f"config.data.seen is {recipe.seen!r}; use one of {', '.join(SEEN)}")
+    for key, known in (("seen", SEEN), ("rasteriser", RASTERISERS)):
+        if getattr(recipe, key) not in known:
+            raise DataError(f"config.data.{key} is {getattr(recipe, key)!r}; use one of {', '.join(known)}")
     try:
         recipe.camera_list()
     except ValueError as error:
@@ -124,7 +127,8 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     else:
         shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
                               recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, cavity=recipe.cavity,
-                              depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps, draw=draw)
+                              depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps,
+                              draw=draw or rasteriser(recipe.window, recipe.rasteriser))
     # Organised scans are smoothed over their grid: each point is its only neighbour.
     near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
     out = {
@@ -225,7 +229,12 @@ def _work(jobs, answers) -> None:
     spec = json.loads(jobs.readline())
     reader = open_reader(spec["name"], spec["root"], **spec["options"])
     recipe, parts = Recipe(**spec["recipe"]), Path(spec["parts"])
-    draw = rasteriser(recipe.window, here=True)
+    try:
+        draw = rasteriser(recipe.window, recipe.rasteriser, here=True)
+    except DataError as error:
+        answers.write(json.dumps({"error": str(error)}) + "\n")
+        answers.flush()
+        return
     for line in jobs:
         job = json.loads(line)
         sample = Sample(**job["sample"] | {"beside": tuple(job["sample"]["beside"])})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -28,8 +27,10 @@ from data_pipelines.clouds.sampling import knn, planes
 from data_pipelines.rendering.cameras import Cameras
 from data_pipelines.rendering.open3d_worker import Open3DRasteriser
 from data_pipelines.rendering.projection import GREY, TAN, ZOOM, Camera, Shot, fit_camera
+from data_pipelines.scan import DataError
 
 SEEN = ("front", "surface")
+RASTERISERS = ("open3d", "numpy")
 FLAT, BROKEN = 1e-3, 0.1  # surface variation that is not darkened at all by `cavity`, and fully
 RELIEF = 0.04  # height, in shares of the object's largest side, that spans half the greys of relief
 FINE, COARSE = 0.006, 0.04  # relief is what lies between these two blurs, in shares of the view's side
@@ -89,7 +90,7 @@ class DrawingProcess:
 
 
 class SplatRasteriser:
-    """The same pictures in numpy, for machines on which Open3D cannot draw at all: slower, and its light is simpler."""
+    """Nearly the same pictures in numpy, for machines on which Open3D cannot draw at all: slower, and its light is simpler."""
 
     def draw(self, shots: Sequence[Shot], size: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self._draw(*shot, size) for shot in shots)
@@ -117,18 +118,23 @@ class SplatRasteriser:
 
 
 @functools.lru_cache(maxsize=4)
-def rasteriser(window: int, here: bool = False) -> Rasteriser:
-    """The rasteriser for windows of that size: Open3D's, or numpy's (one logged line) where Open3D cannot draw.
+def rasteriser(window: int, kind: str = "open3d", here: bool = False) -> Rasteriser:
+    """The rasteriser for windows of that size: Open3D's, or the one in numpy, whose pictures are not quite the same.
 
-    `here`: in this very process, which must never import TensorFlow (`drawing.py`), instead of one of its own.
+    `here`: Open3D in this very process, which must never import TensorFlow (`open3d_worker.py`), instead of one of its own.
+
+    Raises:
+      DataError: Open3D cannot draw here. The other one never stands in unasked: it would change scores without a word.
     """
-    try:
-        if not here:
-            return DrawingProcess(window)
-        return Open3DRasteriser(window)
-    except (RuntimeError, ImportError, OSError) as error:
-        logging.warning("Open3D cannot draw here (%s): slower numpy splats instead; system libraries: see the README", error)
+    if kind == "numpy":
         return SplatRasteriser()
+    try:
+        return Open3DRasteriser(window) if here else DrawingProcess(window)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise DataError(
+            f"Open3D cannot draw here ({error}): install the system libraries it needs (sh setup_system.sh), or have numpy draw "
+            "(--config.data.rasteriser=numpy; predict: --rasteriser numpy): slower, and its pictures differ a little"
+        ) from error
 
 
 def _resized(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:

@@ -45,6 +45,7 @@ def embedded() -> ConfigDict:
             "cavity": 0.6,  # how far rough or sharp surface is darkened in shaded views (published: 0)
             "depth_relief": 0.5,  # share of a depth view's greys for height over the surroundings, not distance (published: 0)
             "fill_gaps": True,  # no specks of the far side between the points of the near side (published: False)
+            "rasteriser": "open3d",  # what draws; "numpy" where Open3D cannot, slower and not quite the same
             "window": 336,  # pixels drawn before the picture is reduced to image_size
             "point_size": 8.0,
             "point_sizes": {},  # category -> size, where they differ

@@ -40,6 +40,15 @@ def made(root, tmp_path_factory):
     return out, said
 
 
+def test_where_open3d_cannot_draw_nothing_is_drawn_unasked(root, tmp_path, monkeypatch, capsys):
+    for name in ("__EGL_VENDOR_LIBRARY_DIRS", "LIBGL_DRIVERS_PATH"):  # where the GL library looks for what draws
+        monkeypatch.setenv(name, "/nowhere")
+    status, _ = run(root, tmp_path / "a")
+    assert status == 1 and "Open3D cannot draw here" in capsys.readouterr().err
+    status, said = run(root, tmp_path / "b", "--rasteriser=numpy")
+    assert status == 0 and records.open_records(only(tmp_path / "b")).recipe.rasteriser == "numpy"
+
+
 def only(out) -> Path:
     (folder,) = out.glob("real3d-*")
     return folder

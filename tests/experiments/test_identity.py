@@ -112,6 +112,20 @@ def test_what_changes_no_result_is_no_part_of_the_run(trained, capsys):
     assert "stage2.epochs" in refuse(capsys, *command, "--config.stage2.epochs=3")
 
 
+def test_a_run_from_before_a_key_had_its_default(trained, capsys):
+    root, command = trained
+    path = root / "w" / "config.json"
+    config = json.loads(path.read_text())
+    kept = path.read_text()
+    del config["data"]["rasteriser"], config["model"]["consistency"]
+    path.write_text(json.dumps(config))
+    try:
+        assert run.main(command) == 0
+        assert "data.rasteriser 'open3d' there, 'numpy' now" in refuse(capsys, *command, "--config.data.rasteriser=numpy")
+    finally:
+        path.write_text(kept)
+
+
 def test_a_trained_model_is_evaluated_elsewhere_without_training_or_its_data(trained, tmp_path):
     root, _ = trained
     work, cache = tmp_path / "w", tmp_path / "cache"

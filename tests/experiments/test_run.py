@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.rendering.views import rasteriser
 from data_pipelines.solids import synthetic
 from experiments import build, data, predict, run
 from experiments.export import EMBEDDED, load_model
@@ -138,7 +139,7 @@ def test_a_work_directory_of_another_configuration_is_refused(finished, capsys):
     assert "stage2.epochs 1 there, 3 now" in line and "another --workdir" in line
 
 
-def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, capsys):
+def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, capsys, monkeypatch):
     import open3d as o3d
 
     workdir, _ = finished
@@ -161,6 +162,13 @@ def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, c
     assert cloud.has_colors() and (out / "my part.png").stat().st_size > 1000
     first = json.loads((out / "scores.json").read_text())["my part"]
     assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(out)]) == 0
+    for name in ("__EGL_VENDOR_LIBRARY_DIRS", "LIBGL_DRIVERS_PATH"):  # where the GL library looks for what draws
+        monkeypatch.setenv(name, "/nowhere")
+    rasteriser.cache_clear()
+    assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(tmp_path / "no")]) == 1
+    assert "Open3D cannot draw here" in capsys.readouterr().err and not list((tmp_path / "no").glob("*.ply"))
+    drawn = [str(scan), "--workdir", str(workdir), "--out", str(tmp_path / "numpy"), "--rasteriser", "numpy"]
+    assert predict.main(drawn) == 0
     assert json.loads((out / "scores.json").read_text())["my part"] == first
 
 
@@ -174,6 +182,9 @@ def test_a_model_of_an_earlier_version_says_so(finished, tmp_path, capsys):
     del about["config"]["model"]["render_share"]  # an absent key takes its default
     path.write_text(json.dumps(about))
     assert load_model(path.parent)[0].cfg.model.render_share == 0.9
+    del about["config"]["data"]["rasteriser"]
+    path.write_text(json.dumps(about))
+    assert load_model(path.parent)[3].data.rasteriser == "open3d"
     del about["config"]["data"]["zoom"]
     path.write_text(json.dumps(about))
     assert predict.main(["x.pcd", "--workdir", str(tmp_path / "old"), "--out", str(tmp_path / "o")]) == 1
