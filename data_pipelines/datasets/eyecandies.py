@@ -26,6 +26,7 @@ SIDE, FOCAL = 512, 711.11  # pixels; one camera for all
 SPLITS = {"test": "test_public", "train": "train", "validation": "val", "val": "val"}
 DEFECTS = ("bumps", "dents", "colors", "normals")
 DEPTH = "_depth.png"
+DAMAGED = "damaged"
 MOST_BYTES = 10_000  # of the small text files
 INFO, META = (("_info_depth.yaml", "_info_depth.yml"), ("_metadata.yaml", "_metadata.yml"))
 ITEM = re.compile(r"(.+?)_(?:pose|image_\d|info_depth|(?:bumps_|dents_|colors_|normals_)?mask|metadata)\.\w+", re.IGNORECASE)
@@ -85,7 +86,11 @@ class Eyecandies:
     def _defect(data: Partners, name: str) -> str:
         """'good', or the kinds of defect whose masks are not empty, joined by '+'."""
         mask, meta = data.find(name, "_mask.png"), data.find(name, *META)
-        marked = read_flags(mask).any() if mask.is_file() else None
+        marked = _marked(mask)
+        if marked is DAMAGED:
+            if not meta.is_file() or not _number(_yaml(meta), meta, "anomalous"):
+                read_flags(mask)  # raises: what the scan is stands nowhere else
+            return "defect"  # `load` refuses the scan, which --skip-bad then leaves out
         defective = bool(_number(_yaml(meta), meta, "anomalous")) if meta.is_file() else marked
         if defective is None:
             raise DataError(f"{data.find(name, DEPTH)}: test scan with neither {mask.name} nor {meta.name}; restore them from "
@@ -95,7 +100,7 @@ class Eyecandies:
         if not defective:
             return "good"
         masks = {kind: data.find(name, f"_{kind}_mask.png") for kind in DEFECTS}
-        return "+".join(kind for kind, path in masks.items() if path.is_file() and read_flags(path).any()) or "defect"
+        return "+".join(kind for kind, path in masks.items() if _marked(path) is True) or "defect"
 
     def load(self, sample: Sample) -> Scan:
         """The scan on its 512 x 512 pixels, in a tenth of metres; the conveyor is not valid and is 0, 0, 0."""
@@ -150,6 +155,14 @@ def above_conveyor(world: np.ndarray, path: str | Path = "scan") -> np.ndarray:
     y = cosine * apart[:, 1] - sine * apart[:, 2]
     z = sine * apart[:, 1] + cosine * apart[:, 2]
     return (y <= ABOVE) & (z <= FAR) & (np.abs(apart[:, 0]) <= ASIDE)
+
+
+def _marked(mask: Path) -> bool | str | None:
+    """Whether a mask marks anything; None where there is none, DAMAGED where it is no picture."""
+    try:
+        return bool(read_flags(mask).any()) if mask.is_file() else None
+    except DataError:
+        return DAMAGED
 
 
 def _yaml(path: Path) -> dict:

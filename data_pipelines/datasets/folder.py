@@ -1,9 +1,10 @@
 """Your own scans: `<category>/good/*`, `<category>/defective/*` or any other folder name as the kind of defect, and marks of the
 defects in `<category>/masks/`, where there are any. A root that itself holds good/ or defective/ is a single category.
 
-Scans: ply, pcd, xyz, txt, csv, npy (points; of a ply with faces the corners); stl, obj (meshes, sampled evenly, seeded); tiff
-(organised; 0, 0, 0 or NaN = no data; with the background cut off already). A scan's marks are `masks/<kind>/<stem>.*`,
-`masks/<stem>.*` or `<stem>_mask.*` beside it; `truth.read_marks` says what may be in them. Good/ and Masks/ are good/ and masks/.
+Scans: ply, pcd, npy and text: xyz, txt, csv, tsv, asc, pts (points; of a ply with faces the corners); stl, obj (meshes, sampled
+evenly, seeded); tiff (organised; 0, 0, 0 or NaN = no data; with the background cut off already). A scan's marks are
+`masks/<kind>/<stem>.*`, `masks/<stem>.*` or `<stem>_mask.*` beside it; `truth.read_marks` says what may be in them. Good/ and
+Masks/ are good/ and masks/.
 
 A defective scan without marks has label 1, no mask_path, is not `labelled`, and loads with an all-false mask: it counts for
 object metrics; point metrics and training on points have to leave it out, because its defective points would pass for good ones.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.clouds.files import read_cloud
+from data_pipelines.clouds.files import TEXT, read_cloud
 from data_pipelines.clouds.sampling import clean, seed_of
 from data_pipelines.datasets.data_set import UNORGANISED, DataSet
 from data_pipelines.datasets.listing import Listing, Partners, categories_in, find_root, is_good, unknown_category
@@ -25,7 +26,7 @@ from data_pipelines.datasets.truth import MARKS, read_marks
 from data_pipelines.scan import DataError, Sample, Scan
 
 MESHES = (".stl", ".obj")
-SCANS = (".ply", ".pcd", ".xyz", ".txt", ".csv", ".npy", *MESHES, *TIFF)
+SCANS = (".ply", ".pcd", ".npy", *TEXT, *MESHES, *TIFF)
 GOOD, DEFECTIVE, MASKS, SUFFIX = "good", "defective", "masks", "_mask"
 LAYOUT = "<category>/good/* and <category>/defective/*"
 MESH_POINTS = 120_000  # sampled from a mesh; more than any preset scores

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from data_pipelines.clouds.columns import Field, axes, bare, fields_xyz, listed, running
-from data_pipelines.clouds.files import read_array
+from data_pipelines.clouds.files import TEXT, read_array
 from data_pipelines.clouds.kinds import contents
 from data_pipelines.clouds.pcd import read_pcd
 from data_pipelines.clouds.ply import read_ply
@@ -17,7 +17,7 @@ from data_pipelines.clouds.tables import Table, read_table
 from data_pipelines.datasets.pictures import read_flags
 from data_pipelines.scan import DataError
 
-MARKS = (".txt", ".csv", ".xyz", ".npy", ".ply", ".pcd", ".png")
+MARKS = (*TEXT, ".npy", ".ply", ".pcd", ".png")
 NEAR = 0.02  # of the scan's size: marks whose points lie further from it, half of them, belong to something else
 LABEL_NAMES = {"label", "labels", "gt", "mask", "defect", "defective", "anomaly", "anomalous", "ground_truth", "groundtruth",
                "is_defect", "is_anomaly", "scalar_label", "class"}

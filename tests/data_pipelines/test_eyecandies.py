@@ -178,6 +178,22 @@ def test_broken_files_are_named(root, kind):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_damaged_mask_costs_its_scan_alone(root):
+    data = root / "Candy Cane" / "test_public" / "data"
+    reader = open_reader("eyecandies", root)
+    count = len(reader.samples("Candy Cane"))
+    for kind in ("", "bumps_"):
+        _cut(data / f"00_{kind}mask.png")
+    samples = reader.samples("Candy Cane")
+    assert len(samples) == count and samples[0].label == 1
+    with pytest.raises(DataError, match="00_mask.png: not a readable picture"):
+        reader.load(samples[0])
+    reader.load(samples[1])
+    (data / "00_metadata.yaml").unlink()
+    with pytest.raises(DataError, match="00_mask.png: not a readable picture"):  # nothing else says what the scan is
+        reader.samples("Candy Cane")
+
+
 def test_broken_labels_are_named(root):
     data = root / "Candy Cane" / "test_public" / "data"
     reader = open_reader("eyecandies", root)

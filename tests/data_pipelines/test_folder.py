@@ -5,6 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from data_pipelines.clouds.files import TEXT
 from data_pipelines.clouds.sampling import resample
 from data_pipelines.datasets import open_reader
 from data_pipelines.datasets.folder import MESH_POINTS, sample_mesh
@@ -28,7 +29,7 @@ def write_cloud(path, xyz, mask=None):
     rows = xyz if mask is None else np.column_stack([xyz, mask])
     if kind == ".npy":
         np.save(path, rows)
-    elif kind in (".txt", ".xyz", ".csv"):
+    elif kind in TEXT:
         np.savetxt(path, rows, fmt="%.9g", delimiter="," if kind == ".csv" else " ")
     elif mask is None and kind == ".pcd":
         write_pcd(path, xyz)
@@ -112,7 +113,7 @@ def test_training_needs_a_defective_scan(root, tmp_path):
         prepare(data, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind", ["ply", "pcd", "xyz", "txt", "csv", "npy"])
+@pytest.mark.parametrize("kind", ["ply", "pcd", "xyz", "txt", "csv", "tsv", "asc", "pts", "npy"])
 def test_clouds_of_every_format(tmp_path, kind):
     xyz, mask = cloud(2)
     write_cloud(tmp_path / "part" / "crack" / f"a.{kind}", xyz)
@@ -251,7 +252,7 @@ def test_more_broken_marks(root):
     path.write_bytes(path.read_bytes()[:200])
     says(root, "truncated", path)
     path.rename(path.with_suffix(".jpg"))
-    with pytest.raises(DataError, match="2_mask.jpg: unknown mask format; use txt, csv"):
+    with pytest.raises(DataError, match="2_mask.jpg: unknown mask format; use txt, xyz, csv"):
         open_reader("folder", root).samples("bolt")
 
 
