@@ -18,7 +18,8 @@ from data_pipelines.batch import FIELDS
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
 from data_pipelines.scan import DataError, did_you_mean
-from experiments import build, data, identity, scans
+from experiments import build, data, evaluations, identity, protocol, scans
+from experiments.compared import compared_with
 from experiments.export import is_trained
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
@@ -55,6 +56,22 @@ class Seen:
         if key not in self._found:
             self._found[key] = look()
         return self._found[key]
+
+
+def check_all(config: ConfigDict, workdir: Path, seen: Seen | None = None, devices: bool = True) -> None:
+    """Refuses what cannot run before any of it does: every run of a protocol, every method put beside a run.
+
+    Args and errors: as `check_before`.
+    """
+    seen = seen or Seen()
+    if config.task == "protocol":
+        identity.check_claim(config, workdir)
+        for one, folder in protocol.rows(config, workdir):
+            check_all(one, folder, seen, devices)
+        return
+    for one, folder in ((config, workdir), *compared_with(config, workdir).values()):
+        if one.task == "stage1" or evaluations.find(folder, one) is None:
+            check_before(one, folder, seen, devices)
 
 
 def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, devices: bool = True) -> None:
@@ -143,7 +160,7 @@ def _scans(config: ConfigDict) -> dict[str, int]:
     """Scans of every category that the records of a configuration are made of."""
     if data.is_embedded(config):
         recipe_of(data.data_config(config))
-        return {name: good + bad for names, good, bad, *_ in data.synthetic_parts(config) for name in names}
+        return {name: made.good + made.defective for names, made, _ in data.synthetic_parts(config) for name in names}
     plan = scans.plan_records(config)
     check_plan(plan)
     found: dict[str, int] = {}

@@ -57,9 +57,9 @@ def is_embedded(config: ConfigDict) -> bool:
     return config.data.name == "synthetic" and not config.data.root
 
 
-def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple[str, ...], str]]:
-    """The embedded data set in parts with counts of their own, as the auxiliary category is larger than the others: categories,
-    sound and defective scans of each, kinds of defect, name of the folder.
+def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], synthetic.Settings, str]]:
+    """The embedded data set in parts, as the auxiliary category is larger than the others: categories, what they are made by,
+    name of the folder.
 
     Raises:
       ConfigError: unknown set, category or kind of defect. ValueError: what the writer of the scans refuses.
@@ -79,38 +79,38 @@ def synthetic_parts(config: ConfigDict) -> list[tuple[list[str], int, int, tuple
     if len(shown) + len(set(made.held_out)) != len(synthetic.ALL_DEFECTS) or not shown:
         known = ", ".join(synthetic.ALL_DEFECTS)
         raise ConfigError(f"config.data.synthetic.held_out {tuple(made.held_out)}: choose some of {known}")
+    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
+              "grafts": made.grafts}  # fmt: skip
     tested = synthetic.ALL_DEFECTS if made["set"] != "pretrain" else shown
-    parts = [(names, made.good, made.defective, tested)]
-    parts += [([train], made.train_good, made.train_defective, shown)] if train else []
-    found = []
-    for part, good, defective, kinds in parts:
-        folder = f"solids-{synthetic.FORMAT}-{made.difficulty}-{made.scan_points}-{made.seed}-{good}-{defective}"
-        folder += f"-relief{made.relief:g}" if made.relief else ""
-        folder += f"-grafts{made.grafts:g}" if made.grafts else ""
-        folder += "-" + "+".join(kinds) if kinds != synthetic.ALL_DEFECTS else ""
+    parts = [(names, synthetic.Settings(**common, defects=tested, good=made.good, defective=made.defective))]
+    if train:
+        parts.append(
+            ([train], synthetic.Settings(**common, defects=shown, good=made.train_good, defective=made.train_defective))
+        )
+    for part, settings in parts:
         if part:
-            synthetic.check(
-                part, made.seed, good, defective, made.scan_points, made.difficulty, kinds, made.relief, made.grafts
-            )
-        found.append((part, good, defective, kinds, folder))
-    return found
+            synthetic.check(part, settings)
+    return [(part, settings, _folder(settings)) for part, settings in parts]
+
+
+def _folder(made: synthetic.Settings) -> str:
+    """Name of the folder of scans made by these settings."""
+    name = f"solids-{synthetic.FORMAT}-{made.difficulty}-{made.points}-{made.seed}-{made.good}-{made.defective}"
+    name += f"-relief{made.relief:g}" if made.relief else ""
+    name += f"-grafts{made.grafts:g}" if made.grafts else ""
+    return name + ("-" + "+".join(made.defects) if made.defects != synthetic.ALL_DEFECTS else "")
 
 
 def write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> tuple[str, list[str]]:
     """The embedded data set's scans on disk, in Real3D-AD's layout."""
-    made, train = config.data.synthetic, config.data.train_category
-    parts = synthetic_parts(config)
-    common = {"seed": made.seed, "points": made.scan_points, "difficulty": made.difficulty, "relief": made.relief,
-              "grafts": made.grafts, "workers": workers}  # fmt: skip
+    train, parts = config.data.train_category, synthetic_parts(config)
     progress(f"embedded data set: {sum(len(part[0]) for part in parts)} categories of procedural solids")
     folders = {}
     scans = cache.absolute() / "scans"
     scans.mkdir(parents=True, exist_ok=True)
     with locked(scans / ".lock", lambda: progress("another process is writing the embedded data set; waiting for it")):
-        for names, good, defective, kinds, folder in parts:
-            other = synthetic.write(
-                scans / folder, categories=names, good=good, defective=defective, defects=kinds, **common
-            )
+        for names, settings, folder in parts:
+            other = synthetic.write(scans / folder, categories=names, workers=workers, **vars(settings))
             if other:
                 progress(f"{', '.join(other)}: this machine makes other scans than those the published figures were measured on")
             folders.update({name: scans / folder / name for name in names})

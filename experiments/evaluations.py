@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.files import locked, write_json
-from experiments import identity
+from experiments import identity, scans
 
 RESULTS = "results.json"
 FILES = (RESULTS, "scores.csv", "report.html", "pictures")  # the results last to come and first to go: they vouch for the others
@@ -99,6 +99,33 @@ def find(workdir: Path, config: ConfigDict) -> Path | None:
             if settings in (wanted, None):
                 return path
     return None
+
+
+def finished(config: ConfigDict, workdir: Path) -> dict | None:
+    """The results of what the configuration asks for, where they are complete and of the scans that are here; else None."""
+    path = find(workdir, config)
+    if path is None:
+        return None
+    results = json.loads(path.read_text())
+    key = results.get("evaluation", {}).get("records")
+    return None if key and scans.planned_key(config) not in (None, key) else results
+
+
+def home_of_page(config: ConfigDict, workdir: Path) -> Path:
+    """The folder of the configuration's finished evaluation, where its page lies. A page that shows other pictures or comparisons
+    than are asked for is taken away, as it is made anew."""
+    path = find(workdir, config)
+    this = path and of_results(path)
+    if this and this.is_first:
+        this.show()  # its page is written where that of another may be shown
+    home = this.home if this else workdir
+    mark, now = home / "eval" / MARK, identity.shown(config)
+    about = json.loads(mark.read_text()) if mark.exists() else {}
+    if about and about.get("shown") != now:
+        if "shown" in about:
+            (home / "report.html").unlink(missing_ok=True)
+        write_json(mark, about | {"shown": now})
+    return home
 
 
 def show(results: Path) -> None:

@@ -188,6 +188,35 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
 
 
+def check_weights(workdir: Path, weights: Mapping[str, str], scores_only: tuple[str, ...]) -> None:
+    """Raises ConfigError where `workdir` was trained from others; those that no loss reads may differ. Notes them if none are."""
+    path = workdir / "weights.json"
+    ours = {name: value for name, value in weights.items() if name not in scores_only}
+    if path.exists():
+        theirs = {name: value for name, value in json.loads(path.read_text()).items() if name not in scores_only}
+        if "sentences" not in theirs:  # earlier versions did not note them
+            ours.pop("sentences", None)
+        if ours != theirs:
+            names = ", ".join(sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)))
+            raise ConfigError(
+                f"{workdir} was trained from other weights than those given ({names}; {path.name}); choose another --workdir"
+            )
+    elif ours:
+        write_json(path, weights)
+
+
+def check_objects(workdir: Path, key: str, begun: bool) -> None:
+    """Raises ConfigError where a begun training saw other scans than those of `key` (`scans.training_key`), else notes them."""
+    path = workdir / "objects.json"
+    if not begun or not path.exists():  # nothing is trained yet, or an earlier version began it
+        write_json(path, {"key": key})
+    elif json.loads(path.read_text())["key"] != key:
+        raise ConfigError(
+            f"{workdir} began its training on other scans of the auxiliary category, or on records that another version made "
+            "of them; choose another --workdir, or remove this one"
+        )
+
+
 def _made_something(workdir: Path) -> bool:
     """Whether anything would be lost with another configuration: a run that was refused or died early leaves nothing."""
     return is_stored(workdir) or any(path.is_file() and path.name not in NOTHING_MADE for path in workdir.rglob("*"))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.files import write_json
 from experiments.identity import settings
-from experiments.pipeline import say, table
+from experiments.summary import say, table
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.parts import ConfigError
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.files import write_atomic
 from data_pipelines.input import eval_batches
+from data_pipelines.records.store import RecordSet
 from experiments import pages, pictures
 from experiments.data import index_rows
-from experiments.pipeline import columns
+from experiments.summary import columns
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.runtime.names import one_line
 
@@ -34,60 +39,66 @@ def choose(rows: list[dict], count: int) -> list[dict]:
     return chosen
 
 
-def write_report(run, results: dict, compared: dict[str, dict]) -> None:
-    """Writes pictures/heatmaps.png and report.html into the work directory (once: both are cheap to delete and make again)."""
-    page = run.workdir / "report.html"
+def write_report(
+    config: ConfigDict, home: Path, results: dict, compared: dict[str, dict], load: Callable[[], RecordSet]
+) -> None:
+    """Writes pictures/heatmaps.png and report.html into `home` (once: both are cheap to delete and make again).
+
+    Args:
+      home: the folder of the evaluation, with its scores.
+      load: gives the records that were evaluated.
+    """
+    page = home / "report.html"
     if page.exists():
         return
-    rows = index_rows(run.test_records, list(results["categories"]))
-    chosen = choose(rows, run.config.eval.pictures)
-    drawn = _drawn(run, chosen) if chosen else []
+    records = load()
+    chosen = choose(index_rows(records, list(results["categories"])), config.eval.pictures)
+    own = (config.target.name or config.data.name) != "prerendered"  # else the pictures came with the data
+    drawn = _drawn(records, home / "eval", chosen, own) if chosen else []
     if drawn:
         labels = ["\n".join(map(one_line, label)) for label, _ in drawn]
-        pictures.save(pictures.sheet([row for _, row in drawn], TITLES, labels), run.workdir / "pictures" / "heatmaps.png")
-    write_atomic(page, _html(run, results, compared, drawn).encode())
+        pictures.save(pictures.sheet([row for _, row in drawn], TITLES, labels), home / "pictures" / "heatmaps.png")
+    write_atomic(page, _html(home, results, compared, drawn).encode())
 
 
-def _drawn(run, chosen: list[dict]) -> list[tuple[list[str], list[np.ndarray]]]:
-    """Lines of the label and the panels of every object."""
-    folder, recipe = run.workdir / "eval", run.test_records.recipe
-    found = _fields(run, {row["object_index"] for row in chosen})
-    own = (run.config.target.name or run.config.data.name) != "prerendered"  # else the pictures came with the data
+def _drawn(records: RecordSet, folder: Path, chosen: list[dict], own: bool) -> list[tuple[list[str], list[np.ndarray]]]:
+    """Lines of the label and the panels of every object; `own` for pictures that were rendered here."""
+    found = _fields(records, {row["object_index"] for row in chosen})
     scale, drawn = {}, []
     for row in chosen:
         category, fields = row["category"], found[row["object_index"]]
         with np.load(evaluate.object_file(folder, row)) as file:
             points, score = file["points"], float(file["object"])
         if category not in scale:
-            scale[category] = _ends(run, category)
+            scale[category] = _ends(records, folder, category)
         view = pictures.best_view(fields)
-        shown = pictures.front(fields, recipe, view, category) if own else None
+        shown = pictures.front(fields, records.recipe, view, category) if own else None
         label = [category, row["name"], f"truth: {row['defect']}", f"score {score:.3f}"]
         drawn.append((label, pictures.panels(fields, points, *scale[category], view, shown)))
     return drawn
 
 
-def _ends(run, category: str) -> tuple[float, float]:
+def _ends(records: RecordSet, folder: Path, category: str) -> tuple[float, float]:
     """Ends of a category's colour scale: the middle of all its points, and nearly their top."""
     values = []
-    for row in index_rows(run.test_records, [category]):
-        with np.load(evaluate.object_file(run.workdir / "eval", row)) as file:
+    for row in index_rows(records, [category]):
+        with np.load(evaluate.object_file(folder, row)) as file:
             values.append(file["points"][file["valid"]])
     low, high = np.quantile(np.concatenate(values), [0.5, 0.998])
     return float(low), float(high)
 
 
-def _fields(run, numbers: set[int]) -> dict[int, dict]:
+def _fields(records: RecordSet, numbers: set[int]) -> dict[int, dict]:
     found = {}
-    categories = list(dict.fromkeys(run.test_records.index[number]["category"] for number in numbers))
-    for batch in eval_batches(run.test_records, categories=categories, batch_size=4):
+    categories = list(dict.fromkeys(records.index[number]["category"] for number in numbers))
+    for batch in eval_batches(records, categories=categories, batch_size=4):
         for i in np.flatnonzero(batch["real"]):
             if int(batch["object_index"][i]) in numbers:
                 found[int(batch["object_index"][i])] = {name: value[i] for name, value in batch.items()}
     return found
 
 
-def _html(run, results: dict, compared: dict[str, dict], drawn) -> str:
+def _html(home: Path, results: dict, compared: dict[str, dict], drawn) -> str:
     tables = [*results["categories"].values(), results["mean"], *(other["mean"] for other in compared.values())]
     names = [(key, title) for key, title in columns(results["mean"], released=True)
              if any(values.get(key) is not None for values in tables)]  # fmt: skip
@@ -97,7 +108,7 @@ def _html(run, results: dict, compared: dict[str, dict], drawn) -> str:
     rows += [(f"{name.replace('_', ' ')}, mean", other["mean"], "other") for name, other in compared.items()]
     shown = [(label, [_image(panel) for panel in row]) for label, row in drawn]
     return pages.page(
-        "report.html", workdir=run.workdir, results=results, names=names, rows=rows, titles=TITLES, drawn=shown
+        "report.html", workdir=home, results=results, names=names, rows=rows, titles=TITLES, drawn=shown
     )
 
 

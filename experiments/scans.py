@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import open_reader
 from data_pipelines.records.store import INDEX, Plan, RecordSet, plan_of
 from data_pipelines.scan import DataError
-from experiments.data import data_config, is_embedded, synthetic_parts, wanted
+from experiments.data import data_config, is_embedded, load_records, of_target, synthetic_parts, target, wanted
+from experiments.export import is_trained
 
 
 def has_records(config: ConfigDict) -> bool:
@@ -33,6 +35,32 @@ def without_training(config: ConfigDict) -> ConfigDict:
         names = config.data.categories or open_reader(config.data.name, config.data.root, **dict(config.data.reader)).categories()
     other.data.train_category, other.data.categories = "", tuple(name for name in names if name != train)
     return other
+
+
+def records_to_evaluate(config: ConfigDict, workdir: Path, progress: Callable[[str], None]) -> RecordSet:
+    """The same data set, or the target of a cross-data-set evaluation; a model that is trained already asks for no records of
+    the auxiliary category.
+
+    Raises:
+      DataError or ConfigError, one line each.
+    """
+    if config.target.name:
+        try:
+            return load_records(target(config), progress=progress)
+        except ValueError as error:
+            raise of_target(error) from None
+    trained = is_trained(config, workdir) and not has_records(config)
+    return load_records(without_training(config) if trained else config, progress=progress)
+
+
+def planned_key(config: ConfigDict) -> str | None:
+    """The key of the records that would be evaluated, by the scans that are here; None where that cannot be told without writing
+    or without scans."""
+    wanted = target(config) if config.target.name else config
+    try:
+        return None if is_embedded(wanted) else plan_records(wanted).key
+    except DataError:  # results are still there to be shown
+        return None
 
 
 def plan_records(config: ConfigDict) -> Plan:

@@ -30,8 +30,10 @@ from data_pipelines.files import locked, write_json
 from data_pipelines.progress import span
 from data_pipelines.scan import did_you_mean
 from experiments import evaluations
+from experiments.checks import Seen, check_all
+from experiments.command_line import find_config, load_config, set_keys
 from experiments.configs.common import set_method
-from experiments.run import check_all, find_config, load_config, run, set_keys
+from experiments.run import run
 from gsclip_jax.parts import ConfigError
 
 SEEDS = (0, 1, 2)
@@ -148,8 +150,6 @@ def run_row(row: Row) -> int:
 
 def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
     """number -> why, of the rows that cannot run, before any of them does. Arguments: as `checks.check_before`."""
-    from experiments.checks import Seen
-
     found, seen = {}, Seen()
     for row in rows:
         if row.results() is None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_pipelines.batch import FIELDS
-from experiments.run import find_config, load_config, parse, set_key, usage
+from experiments.command_line import find_config, load_config, parse, set_key, usage
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_pipelines", "gsclip_jax", "experiments")

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,45 +139,40 @@ def _warp(vertices: np.ndarray, unit: float, strength: float, rng: np.random.Gen
 # ---------------------------------------------------------------- files
 
 
-def write(
-    root: str | Path,
-    *,
-    categories: Sequence[str],
-    seed: int,
-    good: int = 10,
-    defective: int = 10,
-    points: int = 10_000,
-    difficulty: str = "middle",
-    defects: Sequence[str] = ALL_DEFECTS,
-    relief: float = 0.0,
-    grafts: float = 0.0,
-    workers: int = 2,
-) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Settings:
+    """What the objects of a data set are made by; its manifest keeps it."""
+
+    seed: int
+    points: int = 10_000  # of a scan, within 10%
+    difficulty: str = "middle"
+    defects: Sequence[str] = ALL_DEFECTS
+    good: int = 10  # sound test objects of each category
+    defective: int = 10
+    relief: float = 0.0  # share of objects with sound relief
+    grafts: float = 0.0  # share of objects with a part of another kind grown on
+
+    def json(self) -> dict[str, Any]:
+        """As the manifest has it; `relief` and `grafts` only where there are any."""
+        values = {"format": FORMAT, **asdict(self), "seed": int(self.seed), "defects": list(self.defects)}
+        return {key: value for key, value in values.items() if value or key not in ("relief", "grafts")}
+
+
+def write(root: str | Path, *, categories: Sequence[str], workers: int = 2, **made_by: Any) -> tuple[str, ...]:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the processor, workers, interruptions.
 
-    Good objects get even numbers, defective ones odd, kinds in turn. Categories may be added to a folder later. Returns the
-    categories whose files are not those of `PUBLISHED`, where it has the settings. Raises ValueError for unknown names,
-    numbers out of range, and a folder that holds a set of other settings.
+    `made_by` are the fields of `Settings`. Good objects get even numbers, defective ones odd, kinds in turn. Categories may be
+    added to a folder later. Returns the categories whose files are not those of `PUBLISHED`, where it has the settings. Raises
+    ValueError for unknown names, numbers out of range, and a folder that holds a set of other settings.
     """
-    categories, defects = tuple(dict.fromkeys(categories)), tuple(defects)
-    check(categories, seed, good, defective, points, difficulty, defects, relief, grafts)
-    root = Path(root)
-    settings = {
-        "format": FORMAT,
-        "seed": int(seed),
-        "points": points,
-        "difficulty": difficulty,
-        "defects": list(defects),
-        "good": good,
-        "defective": defective,
-        **({"relief": relief} if relief else {}),
-        **({"grafts": grafts} if grafts else {}),
-    }
+    root, categories, settings = Path(root), tuple(dict.fromkeys(categories)), Settings(**made_by)
+    check(categories, settings)
+    kept = settings.json()
     manifest = root / "manifest.json"
     old = json.loads(manifest.read_text()) if manifest.exists() else None
-    if old is not None and old["settings"] != settings:
+    if old is not None and old["settings"] != kept:
         changed = ", ".join(
-            f"{k} {old['settings'].get(k)} -> {v}" for k, v in settings.items() if old["settings"].get(k) != v
+            f"{k} {old['settings'].get(k)} -> {v}" for k, v in kept.items() if old["settings"].get(k) != v
         )
         raise ValueError(
             f"{manifest}: holds synthetic data of other settings ({changed}); choose another folder or remove this one"
@@ -186,18 +182,18 @@ def write(
         root.mkdir(parents=True, exist_ok=True)
         write_atomic(
             manifest,
-            json.dumps({"settings": settings, "categories": list(everything), "samples": []}, indent=1).encode(),
+            json.dumps({"settings": kept, "categories": list(everything), "samples": []}, indent=1).encode(),
         )
-    jobs = [job for c in categories for job in _jobs(c, seed, good, defective, defects)]
+    jobs = [job for c in categories for job in _jobs(c, settings)]
     missing = [job for job in jobs if not _row_path(root, job).exists()]
     if missing:
-        _run(root, missing, int(seed), points, difficulty, workers, relief, grafts)
+        _run(root, missing, settings, workers)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
     samples = [json.loads(p.read_text()) for p in rows]
-    text = json.dumps({"settings": settings, "categories": list(everything), "samples": samples}, indent=1)
+    text = json.dumps({"settings": kept, "categories": list(everything), "samples": samples}, indent=1)
     if not manifest.exists() or manifest.read_text() != text:
         write_atomic(manifest, text.encode())
-    known = [part["categories"] for part in json.loads(PUBLISHED.read_text()) if part["settings"] == settings]
+    known = [part["categories"] for part in json.loads(PUBLISHED.read_text()) if part["settings"] == kept]
     made = fingerprints(samples)
     return tuple(c for part in known for c in categories if c in part and part[c] != made[c])
 
@@ -210,24 +206,25 @@ def fingerprints(samples: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {name: hashlib.sha256("".join(sorted(files)).encode()).hexdigest() for name, files in lines.items()}
 
 
-def check(categories, seed, good, defective, points, difficulty, defects, relief, grafts) -> None:
+def check(categories: Sequence[str], settings: Settings) -> None:
     """Raises ValueError for what `write` cannot write; the arguments are its own."""
+    seed, good, defective, points = settings.seed, settings.good, settings.defective, settings.points
     for what, names, known in (
         ("category", categories, GENERATORS),
-        ("defect", defects, ALL_DEFECTS),
-        ("difficulty", [difficulty], DIFFICULTIES),
+        ("defect", settings.defects, ALL_DEFECTS),
+        ("difficulty", [settings.difficulty], DIFFICULTIES),
     ):
         for name in names:
             if name not in known:
                 raise ValueError(f"unknown synthetic {what} '{name}': choose from {', '.join(known)}")
     if not categories:
         raise ValueError("no categories given: name at least one synthetic category")
-    if seed < 0 or good < 0 or defective < 0 or points < 200 or (defective and not defects):
+    if seed < 0 or good < 0 or defective < 0 or points < 200 or (defective and not settings.defects):
         raise ValueError(
             f"seed={seed}, good={good}, defective={defective}, points={points}: seed and counts must not be negative, "
             "points at least 200, and defective objects need at least one kind of defect"
         )
-    for name, share, of in (("relief", relief, "sound relief"), ("grafts", grafts, "a part of another kind")):
+    for name, share, of in (("relief", settings.relief, "sound relief"), ("grafts", settings.grafts, "a part of another kind")):
         if not 0 <= share <= 1:
             raise ValueError(f"{name}={share}: the share of objects with {of} lies between 0 and 1")
 
@@ -235,11 +232,11 @@ def check(categories, seed, good, defective, points, difficulty, defects, relief
 Job = tuple[str, str, int, str, str]  # category, split, index, defect, file stem
 
 
-def _jobs(category: str, seed: int, good: int, defective: int, defects: Sequence[str]) -> list[Job]:
-    start = zlib.crc32(f"{category}/{seed}".encode())
+def _jobs(category: str, settings: Settings) -> list[Job]:
+    start, defects = zlib.crc32(f"{category}/{settings.seed}".encode()), settings.defects
     jobs = [(category, "train", i, "good", f"{category}_template{i}") for i in range(TEMPLATES)]
-    jobs += [(category, "test", i, "good", f"{2 * i:03d}_good") for i in range(good)]
-    turn = [defects[(start + i) % len(defects)] for i in range(defective)]
+    jobs += [(category, "test", i, "good", f"{2 * i:03d}_good") for i in range(settings.good)]
+    turn = [defects[(start + i) % len(defects)] for i in range(settings.defective)]
     return jobs + [(category, "test", i, kind, f"{2 * i + 1:03d}_{kind}") for i, kind in enumerate(turn)]
 
 
@@ -248,14 +245,12 @@ def _row_path(root: Path, job: Job) -> Path:
     return root / job[0] / "meta" / f"{job[4]}.json"
 
 
-def _run(
-    root: Path, jobs: list[Job], seed: int, points: int, difficulty: str, workers: int, relief: float, grafts: float
-) -> None:
+def _run(root: Path, jobs: list[Job], settings: Settings, workers: int) -> None:
     """Here, or in child processes of this module: they inherit no threads and import neither TensorFlow nor JAX."""
     workers = min(workers, len(jobs) // 4)
     if workers <= 1:
         for job in jobs:
-            _make(root, job, seed, points, difficulty, relief, grafts)
+            _make(root, job, settings)
         return
     package = str(Path(__file__).resolve().parents[2])
     env = {
@@ -271,19 +266,7 @@ def _run(
     ]
     try:
         for i, child in enumerate(children):
-            child.stdin.write(
-                json.dumps(
-                    {
-                        "root": str(root),
-                        "jobs": jobs[i::workers],
-                        "seed": seed,
-                        "points": points,
-                        "difficulty": difficulty,
-                        "relief": relief,
-                        "grafts": grafts,
-                    }
-                )
-            )
+            child.stdin.write(json.dumps({"root": str(root), "jobs": jobs[i::workers], "settings": asdict(settings)}))
             child.stdin.close()
         failures = [child.stderr.read().strip() for child in children if child.wait()]
     finally:
@@ -298,11 +281,12 @@ def _run(
         )
 
 
-def _make(root: Path, job: Job, seed: int, points: int, difficulty: str, relief: float, grafts: float) -> None:
+def _make(root: Path, job: Job, settings: Settings) -> None:
     category, split, index, defect, stem = job
     xyz, labels, row = make_object(
-        category, seed, index, defect, points=points, difficulty=difficulty, split=split, relief=relief, grafts=grafts
-    )
+        category, settings.seed, index, defect, points=settings.points, difficulty=settings.difficulty, split=split,
+        relief=settings.relief, grafts=settings.grafts,
+    )  # fmt: skip
     folder = root / category
     header = (
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
@@ -344,24 +328,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.part:
             part = json.load(sys.stdin)
             for job in part["jobs"]:
-                _make(Path(part["root"]), tuple(job), *(part[k] for k in ("seed", "points", "difficulty", "relief", "grafts")))
+                _make(Path(part["root"]), tuple(job), Settings(**part["settings"]))
             return
         if not args.out:
             parser.error("--out is needed: the folder to write to")
         names = args.categories.split(",") if args.categories else SETS[args.set]
         write(
-            args.out,
-            categories=names,
-            seed=args.seed,
-            good=args.good,
-            defective=args.defective,
-            points=args.points,
-            difficulty=args.difficulty,
-            defects=args.defects.split(","),
-            relief=args.relief,
-            grafts=args.grafts,
-            workers=args.workers,
-        )
+            args.out, categories=names, workers=args.workers, seed=args.seed, points=args.points, difficulty=args.difficulty,
+            defects=args.defects.split(","), good=args.good, defective=args.defective, relief=args.relief, grafts=args.grafts,
+        )  # fmt: skip
 
     return guarded(work)
 

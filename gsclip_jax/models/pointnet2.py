@@ -212,8 +212,9 @@ def _block(params: Params, stats: Params, x: jax.Array, train: bool, cfg: PointN
 
 
 def pointnet2(params: Params, stats: Params, cloud: jax.Array, *, train: bool, cfg: PointNet2Config = DEFAULT,
-              start: int | jax.Array = 0, dropout_key: jax.Array | None = None, intermediates: bool = False) -> tuple:
-    """Per-point features and the shape vector.
+              start: int | jax.Array = 0, dropout_key: jax.Array | None = None,
+              ) -> tuple[tuple[jax.Array, jax.Array], Params, dict[str, jax.Array]]:
+    """Per-point features and the shape vector, with new statistics and the named intermediates.
 
     Args:
       params, stats: see `init_pointnet2`.
@@ -222,10 +223,10 @@ def pointnet2(params: Params, stats: Params, cloud: jax.Array, *, train: bool, c
       start: first point of the farthest point sampling (the public network draws it at random), one or [B]; deeper
         levels start at their centroid 0.
       dropout_key: drops head features at rate `cfg.dropout`, as the released code does in training mode; None: never.
-      intermediates: also return a dict: fps{l} [B,S], ball{l} [B,S,G], xyz{l} [B,S,3], sa{l} [B,S,C], fp{l}, l from 1.
     Returns:
-      (points [B,N,head], shape [B,down[-1][-1]]), new_stats and, if asked for, the dict. Without `train` the statistics
-      come back as they are.
+      (points [B,N,head], shape [B,down[-1][-1]]), new_stats, named. Without `train` the statistics come back as they are.
+      `named` is fps{l} [B,S], ball{l} [B,S,G], xyz{l} [B,S,3], sa{l} [B,S,C], fp{l}, l from 1; a compiled caller that reads
+      none of it computes nothing more for it.
     Raises: ValueError where the cloud is not [B,N,3] or has fewer points than the first level has centroids.
     """
     if cloud.ndim != 3 or cloud.shape[-1] != 3:
@@ -259,5 +260,4 @@ def pointnet2(params: Params, stats: Params, cloud: jax.Array, *, train: bool, c
     if dropout_key is not None:
         kept = jax.random.bernoulli(dropout_key, 1 - cfg.dropout, x.shape)
         x = jnp.where(kept, x / (1 - cfg.dropout), 0)
-    result = (x, shape), (new_stats if train else stats)
-    return (*result, named) if intermediates else result
+    return (x, shape), (new_stats if train else stats), named

@@ -20,7 +20,7 @@ from gsclip_jax.parity.recording import Entry, Model
 
 @partial(jax.jit, static_argnames=("cfg", "train"))
 def _network(cfg, params, stats, cloud, train):
-    return pointnet2(params, stats, cloud, train=train, cfg=cfg, intermediates=True)
+    return pointnet2(params, stats, cloud, train=train, cfg=cfg)
 
 
 _gddm = jax.jit(gddm, static_argnames="cfg")

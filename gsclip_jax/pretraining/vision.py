@@ -212,7 +212,7 @@ class PointPretraining:
 
     def loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
         net, head = trainable["pointnet2"], trainable["head"]
-        (points, shape), new = pointnet2(net, stats["pointnet2"], batch["cloud"], train=True, cfg=self.cfg)
+        (points, shape), new, _ = pointnet2(net, stats["pointnet2"], batch["cloud"], train=True, cfg=self.cfg)
         log_point = jax.nn.log_softmax(product("bnc,ck->bnk", points, head["point"]))
         target = batch["defective"].astype(jnp.float32)
         weight = 1 + 9 * target

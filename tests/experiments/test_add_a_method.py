@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import run
+from experiments import command_line, run
 from gsclip_jax.methods import METHODS
 from tests.experiments.test_run import SMALL
 
@@ -35,7 +35,8 @@ def test_the_example_trains_and_is_evaluated(probe, tmp_path, capsys):
 
 
 def test_a_group_that_no_stage_claims_is_refused_before_rendering(probe, tmp_path, capsys, monkeypatch):
-    run.load_config(str(EXAMPLE))
+    load = command_line.load_config
+    load(str(EXAMPLE))
     entry = METHODS["probe"]
 
     def unclaimed(cfg, parts):
@@ -43,7 +44,7 @@ def test_a_group_that_no_stage_claims_is_refused_before_rendering(probe, tmp_pat
         method.init = lambda key: ({"probe": {"weight": np.zeros(2), "bias": np.zeros(())}, "other": {"w": np.zeros(1)}}, {})
         return method
 
-    monkeypatch.setattr(run, "load_config", lambda name, load=run.load_config: _with(load(name), unclaimed, entry))
+    monkeypatch.setattr(command_line, "load_config", lambda name: _with(load(name), unclaimed, entry))
     assert run.main([*probe, *SMALLER, "--workdir", str(tmp_path / "w"), f"--config.cache={tmp_path / 'cache'}"]) == 1
     assert "unclaimed ['other']" in capsys.readouterr().err and not (tmp_path / "cache" / "scans").exists()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.progress import Progress, named
-from experiments import pipeline
-from experiments.run import load_config
+from experiments import summary
+from experiments.command_line import load_config
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
@@ -88,7 +88,7 @@ def test_a_package_that_is_not_installed_is_recorded_as_such(monkeypatch):
         return found(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = pipeline.versions()
+    found = summary.versions()
     assert found["transformers"] == "not installed" and found["jax"][0].isdigit()
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from experiments import evaluations, identity, predict, run
+from experiments.command_line import parse
 from experiments.configs import common, pretrain, protocol
 from experiments.export import main as export
-from experiments.run import parse
 from gsclip_jax.runtime.sharding import make_mesh, pad_batch
 from gsclip_jax.training.feature_store import Source, feature_keys
 from tests import tiny

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import build, data, protocol
-from experiments.run import parse
+from experiments.command_line import parse
 from gsclip_jax.evaluation.score import METRICS
 
 

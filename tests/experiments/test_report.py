@@ -2,7 +2,6 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -33,7 +32,7 @@ def page(**changes) -> str:
     } | changes  # fmt: skip
     panel = np.zeros((8, 8, 3), np.uint8)
     drawn = [([name, name, "truth: dent", "score 0.5"], [panel] * 4) for name in HOSTILE]
-    return report._html(SimpleNamespace(workdir=Path(HOSTILE[0])), results, {"random_clip": {"mean": METRICS}}, drawn)
+    return report._html(Path(HOSTILE[0]), results, {"random_clip": {"mean": METRICS}}, drawn)
 
 
 def test_names_are_text():

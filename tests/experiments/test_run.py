@@ -10,8 +10,8 @@ import pytest
 from data_pipelines.rendering.views import rasteriser
 from data_pipelines.solids import synthetic
 from experiments import build, data, predict, run
+from experiments.command_line import parse
 from experiments.export import EMBEDDED, load_model
-from experiments.run import parse
 
 SMALL = [
     "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",

@@ -22,12 +22,12 @@ from tests.recorded import Recorded
 
 SMALL = PointNet2Config(centroids=(32, 8), radii=(0.3, 0.8), down=((16, 32), (32, 64)), up=((32, 32), (16,)), head=24)
 TINY = PointNet2Config(centroids=(16,), radii=(0.5,), down=((8, 8),), up=((16,),), head=32)
-forward = jax.jit(pointnet2, static_argnames=("train", "cfg", "intermediates"))
+forward = jax.jit(pointnet2, static_argnames=("train", "cfg"))
 
 
 def run(params, stats, cloud, train=False, cfg=SMALL, start=0):
     """One compiled program for all tests of equal shapes."""
-    return forward(params, stats, cloud, train=train, cfg=cfg, start=jnp.int32(start), intermediates=True)
+    return forward(params, stats, cloud, train=train, cfg=cfg, start=jnp.int32(start))
 
 
 def sphere(*shape, seed=0):
@@ -227,7 +227,7 @@ def test_gradient_reaches_every_parameter(small):
     cloud = sphere(2, 128)
 
     def loss(params):
-        (points, shape), _ = pointnet2(params, stats, cloud, train=False, cfg=SMALL)
+        (points, shape), *_ = pointnet2(params, stats, cloud, train=False, cfg=SMALL)
         return (points**2).mean() + (shape**2).mean()
 
     flat, _ = jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(params))
@@ -251,8 +251,8 @@ def test_one_trace_for_equal_shapes():
 
 def test_dropout_needs_a_key():
     params, stats = init_pointnet2(jax.random.key(0), TINY)
-    (kept, _), _ = forward(params, stats, sphere(1, 128), train=True, cfg=TINY)
-    (dropped, _), _ = forward(params, stats, sphere(1, 128), train=True, cfg=TINY, dropout_key=jax.random.key(1))
+    (kept, _), *_ = forward(params, stats, sphere(1, 128), train=True, cfg=TINY)
+    (dropped, _), *_ = forward(params, stats, sphere(1, 128), train=True, cfg=TINY, dropout_key=jax.random.key(1))
     kept, dropped = np.asarray(kept), np.asarray(dropped)
     gone = (dropped == 0) & (kept > 0)
     assert 0.4 < gone.sum() / (kept > 0).sum() < 0.6
@@ -262,9 +262,9 @@ def test_dropout_needs_a_key():
 def test_bfloat16_layers_stay_close():
     params, stats = init_pointnet2(jax.random.key(0), TINY)
     cloud = sphere(1, 128)
-    (exact, _), _ = forward(params, stats, cloud, train=False, cfg=TINY)
+    (exact, _), *_ = forward(params, stats, cloud, train=False, cfg=TINY)
     half = dataclasses.replace(TINY, dtype="bfloat16")
-    (rough, _), _ = forward(params, stats, cloud, train=False, cfg=half)
+    (rough, _), *_ = forward(params, stats, cloud, train=False, cfg=half)
     exact = np.asarray(exact)
     difference = np.abs(np.asarray(rough) - exact).max() / np.abs(exact).max()
     assert rough.dtype == jnp.float32 and 0 < difference < 0.1

@@ -11,8 +11,8 @@ from data_pipelines.clouds.sampling import knn
 from experiments import pretrain
 from experiments.build import build_model
 from experiments.captions import Captioner
+from experiments.command_line import load_config
 from experiments.configs import common
-from experiments.run import load_config
 from gsclip_jax.convert.load import MINI, load_clip, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage

@@ -90,7 +90,7 @@ class GsClip(MethodBase):
         self, params: Params, stats: Stats, cloud: jax.Array, *, train: bool
     ) -> tuple[jax.Array, Stats, dict[str, jax.Array]]:
         """(T_N, T_A) of every object, normalised: cloud [B,N,3] -> [B,2,E]; also new statistics and GDDM's point scores."""
-        (points, shape), net_stats = pointnet2(params["pointnet2"], stats["pointnet2"], cloud, train=train, cfg=self.net)
+        (points, shape), net_stats, _ = pointnet2(params["pointnet2"], stats["pointnet2"], cloud, train=train, cfg=self.net)
         tokens, scores, topk = gddm(params["gddm"], points, cfg=self.gddm)
         clip = clip_module(self.clip, {k: v for k, v in params["clip"].items() if k != "visual"})
         embeds, eot = prompts(
