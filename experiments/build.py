@@ -51,7 +51,8 @@ def make_method(config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | N
         return load_tokenizer(source, context=clip.context, pad=clip.pad)
 
     row = entry_of(config.method)
-    return row.build(read_config(row.config, config), Parts(clip, net_config(config), words, config.data.name))
+    names = config.data.name, config.data.train_category, config.target.name
+    return row.build(read_config(row.config, config), Parts(clip, net_config(config), words, *names))
 
 
 def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:

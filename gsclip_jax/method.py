@@ -15,7 +15,7 @@ import optax
 Params = dict[str, Any]  # group -> nested dict of arrays
 Stats = dict[str, Any]  # running statistics, group -> nested dict of arrays
 Arrays = Mapping[str, jax.Array]  # a batch on the device, with the stage's stored features where there are any
-Loss = Callable[[Params, Params, Stats, Arrays, Any], tuple[jax.Array, tuple[Stats, dict[str, jax.Array]]]]
+Loss = Callable[..., tuple[jax.Array, tuple[Stats, dict[str, jax.Array]]]]  # of Stage.loss
 Features = Callable[[Params, Stats, Arrays], dict[str, jax.Array]]
 
 
@@ -49,6 +49,8 @@ class Stage:
       train: group -> learning rate.
       loss: (trainable, frozen, stats, batch, key) -> (scalar, (new statistics, scalars to log)), differentiated in the first;
         without a key nothing is dropped.
+      by_epoch: the loss takes `epoch` as well, int32 [], counted from 0: terms that join late, in one compiled step and with the
+        optimiser's state kept.
       features: (params, stats, batch) -> what of a batch does not change while the stage trains ([B, ...] each); it is computed
         once an object and handed to `loss` as further fields of the batch.
       depends_on: stages that have to be trained before.
@@ -64,6 +66,7 @@ class Stage:
     features: Features = field(default=no_features, repr=False)
     depends_on: tuple[str, ...] = ()
     optimiser: Optimiser | None = None
+    by_epoch: bool = False
 
 
 class Method(Protocol):

@@ -4,7 +4,8 @@
 |---|---|---|
 | gsclip_stage1 | GS-CLIP `train.py` | {prompt_learner}: prompts, PointNet++, GDDM |
 | gsclip_stage2 | GS-CLIP `train2.py` | {fusion, visual_depth}: SRM, depth tower with LoRA |
-| pointad | PointAD `train.py` (AnomalyCLIP's are alike) | {prompt_learner}: prompts alone |
+| pointad | PointAD `train.py` (AnomalyCLIP's are alike); Align3D-AD `epoch_N_rendering.pth` | {prompt_learner}: prompts alone |
+| align3d_rgb | Align3D-AD `epoch_N_rgb.pth` | {rgb_prompt_learner, aligner}: the other learner's prompts, aligner |
 | pointnet2 | Pointnet_Pointnet2_pytorch `train_semseg.py` | {model_state_dict, optimizer_state_dict, ...}: PointNet++ |
 """
 
@@ -25,9 +26,9 @@ from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.runtime.keys import WeightsError, check_keys, listed
 
 WRAPPERS = ("state_dict.", "model_state_dict.", "model.", "net.")
-KINDS = ("openai", "huggingface", "gsclip_stage1", "gsclip_stage2", "pointad", "pointnet2")
-TAKEN = ("OpenAI, open_clip or Hugging Face CLIP (ViT), GS-CLIP's stage 1 or stage 2, PointAD, or PointNet++ "
-         "(single-scale semantic segmentation, S3DIS)")
+KINDS = ("openai", "huggingface", "gsclip_stage1", "gsclip_stage2", "pointad", "align3d_rgb", "pointnet2")
+TAKEN = ("OpenAI, open_clip or Hugging Face CLIP (ViT), GS-CLIP's stage 1 or stage 2, PointAD, Align3D-AD, or "
+         "PointNet++ (single-scale semantic segmentation, S3DIS)")
 
 
 @dataclass
@@ -56,6 +57,8 @@ def recognise(names: Iterable[str], where: str) -> str:
     """One of KINDS. Raises WeightsError, saying what the file holds, for anything else."""
     names = set(names)
     starts = {name.split(".")[0] for name in names}
+    if "rgb_prompt_learner" in starts:
+        return "align3d_rgb"
     if "prompt_learner" in starts:
         return "gsclip_stage1" if any(name.startswith("prompt_learner.pointnet.") for name in names) else "pointad"
     if starts & {"fusion", "visual_depth"} and "visual" not in starts:
@@ -147,9 +150,8 @@ def _prompt_sizes(prompts: Mapping[str, Any]) -> dict[str, int]:
             "deep_tokens": prompts["deep"].shape[1]}
 
 
-def _pointad(tensors: dict[str, np.ndarray], where: str) -> Converted:
-    learner = _inside(tensors, "prompt_learner")
-    unused = [name for name in learner if openai_names.UNUSED_PROMPT_KEYS.match(name)]
+def fixed_words(learner: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
+    """The prompts of a learner whose prompts hold words and nothing of the cloud; its keys without use are left out."""
     first = learner.get("ctx_pos", np.zeros((1, 1, 12, 768)))
     if first.ndim != 4:
         raise WeightsError(f"{where}: ctx_pos has shape {first.shape} instead of (1, 1, tokens, width)")
@@ -158,15 +160,33 @@ def _pointad(tensors: dict[str, np.ndarray], where: str) -> Converted:
     tokens = (learner.get("compound_prompts_text.0", np.zeros((4, 1))).shape or (1,))[0]
     wanted: dict[str, tuple[int, ...]] = {name: (1, 1, context, width) for name in ("ctx_pos", "ctx_neg")}
     wanted |= {f"compound_prompts_text.{number}": (tokens, width) for number in range(depth)}
+    unused = _unused(learner)
+    check_keys({name: array.shape for name, array in learner.items() if name not in unused}, wanted, "prompts")
+    return {"ctx_normal": learner["ctx_pos"][0, 0], "ctx_abnormal": learner["ctx_neg"][0, 0],
+            "deep": np.stack([learner[f"compound_prompts_text.{number}"] for number in range(depth)])}
 
-    def check() -> None:
-        check_keys({name: array.shape for name, array in learner.items() if name not in unused}, wanted, "prompts")
 
-    _together(where, "PointAD", {"prompts": check, "others": lambda: _others(tensors, ("prompt_learner",))})
-    prompts = {"ctx_normal": learner["ctx_pos"][0, 0], "ctx_abnormal": learner["ctx_neg"][0, 0],
-               "deep": np.stack([learner[f"compound_prompts_text.{number}"] for number in range(depth)])}
-    return Converted("pointad", {"prompts": prompts}, config={"prompts": _prompt_sizes(prompts)},
-                     unused=[f"prompt_learner.{name}" for name in unused])
+def _unused(learner: Mapping[str, np.ndarray]) -> list[str]:
+    return [name for name in learner if openai_names.UNUSED_PROMPT_KEYS.match(name)]
+
+
+def _pointad(tensors: dict[str, np.ndarray], where: str) -> Converted:
+    learner = _inside(tensors, "prompt_learner")
+    parts = _together(where, "PointAD", {
+        "prompts": lambda: fixed_words(learner, where), "others": lambda: _others(tensors, ("prompt_learner",))})
+    return Converted("pointad", {"prompts": parts["prompts"]}, config={"prompts": _prompt_sizes(parts["prompts"])},
+                     unused=[f"prompt_learner.{name}" for name in _unused(learner)])
+
+
+def _align3d_rgb(tensors: dict[str, np.ndarray], where: str) -> Converted:
+    learner, first = _inside(tensors, "rgb_prompt_learner"), tensors.get("aligner.global_mlp.input.bias", np.zeros(768))
+    parts = _together(where, "Align3D-AD", {
+        "prompts": lambda: fixed_words(learner, where),
+        "aligner": lambda: fusion_names.aligner_from_torch(tensors, first.size, where="aligner"),
+        "others": lambda: _others(tensors, ("rgb_prompt_learner", "aligner"))})
+    config = {"prompts": _prompt_sizes(parts["prompts"]), "aligner": {"embed_dim": first.size}}
+    return Converted("align3d_rgb", {"rgb_prompts": parts["prompts"], "aligner": parts["aligner"]}, config=config,
+                     unused=[f"rgb_prompt_learner.{name}" for name in _unused(learner)])
 
 
 def _stage2(tensors: dict[str, np.ndarray], where: str) -> Converted:
@@ -200,4 +220,5 @@ def _tower_config(tensors: Mapping[str, np.ndarray], where: str) -> ClipConfig:
 
 
 _CONVERTERS: dict[str, Callable[[dict[str, np.ndarray], str], Converted]] = {
-    "pointnet2": _pointnet2, "gsclip_stage1": _stage1, "gsclip_stage2": _stage2, "pointad": _pointad}
+    "pointnet2": _pointnet2, "gsclip_stage1": _stage1, "gsclip_stage2": _stage2, "pointad": _pointad,
+    "align3d_rgb": _align3d_rgb}

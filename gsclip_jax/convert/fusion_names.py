@@ -1,7 +1,8 @@
-"""GDDM and SRM: names in the authors' state dicts <-> our trees.
+"""GDDM, SRM and Align3D-AD's aligner: names in the authors' state dicts <-> our trees.
 
-GDDM lives in the prompt learner's dict under `point_feature_to_neg_point.`, SRM in the model's under `fusion.`. torch
-keeps linear weights (out, in), we keep [in, out]; its packed attention projection (3 H D, W) becomes [W, 3, H, D].
+GDDM lives in the prompt learner's dict under `point_feature_to_neg_point.`, SRM in the model's under `fusion.`, the aligner
+under `aligner.`. torch keeps linear weights (out, in), we keep [in, out]; its packed attention projection (3 H D, W) becomes
+[W, 3, H, D].
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from gsclip_jax.methods.align3d.aligner import LAYERS
 from gsclip_jax.methods.gsclip.gddm import GddmConfig
 from gsclip_jax.methods.gsclip.srm import SrmConfig
 from gsclip_jax.runtime.keys import check_keys
 
 GDDM_PREFIX = "point_feature_to_neg_point."
 SRM_PREFIX = "fusion."
+ALIGNER_PREFIX = "aligner."
 _GDDM_LINEAR = {"proj": "outlier_aggregator.point_feat_proj", "ffn": "outlier_aggregator.ffn.0"}
 _ATTENTION = "outlier_aggregator.aggregator_attention"
 _NORM = "outlier_aggregator.norm"
@@ -113,3 +116,20 @@ def srm_to_torch(params: Mapping[str, Any], *, prefix: str = SRM_PREFIX) -> dict
     for ours, theirs in _SRM_LINEAR.items():
         state |= _linear_back(params[ours], theirs)
     return {prefix + name: value for name, value in state.items()}
+
+
+def aligner_from_torch(state: Mapping[str, np.ndarray], width: int, *, where: str = "aligner weights") -> dict[str, Any]:
+    """Names under `aligner.` -> the tree of `init_aligner`. Raises WeightsError listing every key that does not fit."""
+    names = [f"{part}_mlp.{layer}" for part in ("global", "local") for layer in LAYERS]
+    shapes = {f"{name}.{leaf}": shape for name in names for leaf, shape in (("weight", (width, width)), ("bias", (width,)))}
+    state = _selected(state, ALIGNER_PREFIX, shapes, where)
+    return {part: {layer: _linear(state, f"{part}_mlp.{layer}") for layer in LAYERS} for part in ("global", "local")}
+
+
+def aligner_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The reverse, for parameters or gradients."""
+    state: dict[str, np.ndarray] = {}
+    for part, layers in params.items():
+        for layer, tree in layers.items():
+            state |= _linear_back(tree, f"{ALIGNER_PREFIX}{part}_mlp.{layer}")
+    return state

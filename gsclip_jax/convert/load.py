@@ -161,7 +161,8 @@ def load_checkpoint(path: PathLike, *, progress: Progress | None = None) -> Conv
     """Any converted directory or original checkpoint: groups of parameters and statistics as jax arrays.
 
     The authors' stage 1 gives params {prompts, pointnet2, gddm} and stats {pointnet2}; stage 2 {srm, lora, clip_depth:
-    {visual}}; PointAD {prompts} without a shape prompt; PointNet++ {pointnet2}; a CLIP {clip}.
+    {visual}}; PointAD and Align3D-AD's rendering branch {prompts} without a shape prompt; its other file
+    {rgb_prompts, aligner}; PointNet++ {pointnet2}; a CLIP {clip}.
 
     Raises:
         WeightsError: one line: what is wrong, in which file.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.scan import did_you_mean
 from gsclip_jax.method import Method
-from gsclip_jax.methods import gsclip, plain_clip, pointad, surface
+from gsclip_jax.methods import align3d, gsclip, plain_clip, pointad, surface
 from gsclip_jax.parts import ConfigError, Parts
 
 
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
 METHODS: dict[str, Entry] = {
     "gsclip": Entry(gsclip.Config, gsclip.build, colour=True),
     "pointad": Entry(pointad.Config, pointad.build),
+    "align3d": Entry(align3d.Config, align3d.build),
     "plain_clip": Entry(plain_clip.Config, plain_clip.build, trains=False),
     "surface_variation": Entry(NoKeys, lambda cfg, parts: surface.SurfaceVariation(), clip=False, trains=False),
     "broken_symmetry": Entry(NoKeys, lambda cfg, parts: surface.BrokenSymmetry(), clip=False, trains=False),

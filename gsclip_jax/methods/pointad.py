@@ -15,13 +15,14 @@ from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats
 from gsclip_jax.methods.gsclip import losses
 from gsclip_jax.methods.gsclip.prompts import PromptConfig, deep_prompts, init_prompts, prompts, special_embeddings
 from gsclip_jax.models import views
-from gsclip_jax.models.clip import ClipConfig, clip_module, embed_tokens, encode_text
+from gsclip_jax.models.clip import Clip, ClipConfig, clip_module, embed_tokens, encode_text
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.smoothing import Smoothing
 from gsclip_jax.models.views import Evidence
 from gsclip_jax.parts import Parts
 
 WORDS = ("object", "damaged object")
+Words = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,27 @@ class Config:
     stage1: Stage1 = field(default_factory=Stage1)
 
 
+def text_pair(cfg: ClipConfig, clip: Params, learned: Params, words: Words, *, rounded: bool = False) -> jax.Array:
+    """(T_N, T_A) of learned prompts in front of fixed words, normalised, the same for every object: [1,2,E].
+
+    Args:
+      learned: of `init_prompts`.
+      words: token ids of WORDS.
+      rounded: released: deep prompts are rounded to float16, and so is the gradient that each of the two prompts gives them.
+    """
+    module = clip_module(cfg, {k: v for k, v in clip.items() if k != "visual"})
+    embeds, eot = prompts(learned, None, None, special_embeddings(module), length=None, words=embed_words(module, words))
+    if not rounded:
+        return normalise(encode_text(module, embeds, eot, deep_prompts(learned)))
+    rows = [encode_text(module, embeds[:, i], eot[i], deep_prompts(learned, rounded=True)) for i in range(2)]
+    return normalise(jnp.stack(rows, axis=1))
+
+
+def embed_words(module: Clip, words: Words) -> tuple[jax.Array, ...]:
+    """Token embeddings [n,W] of the normal and of the abnormal words."""
+    return tuple(embed_tokens(module, jnp.asarray(ids)) for ids in words)
+
+
 class PointAd(MethodBase):
     """The Method. Parameters: {clip, prompts}.
 
@@ -63,7 +85,7 @@ class PointAd(MethodBase):
     name = "pointad"
     loads = ("clip",)
 
-    def __init__(self, cfg: Config, clip: ClipConfig, words: tuple[list[int], list[int]]):
+    def __init__(self, cfg: Config, clip: ClipConfig, words: Words):
         self.cfg, self.clip, self.words, m, one = cfg, clip, words, cfg.model, cfg.stage1
         self.prompts = PromptConfig(m.n_ctx, m.deep_depth, m.n_deep, shape_dim=0)
         self.smoothing = Smoothing(m.smooth_sigma, m.smooth_width, m.smooth_rounds)
@@ -78,10 +100,7 @@ class PointAd(MethodBase):
 
     def text(self, params: Params) -> jax.Array:
         """(T_N, T_A), normalised, the same for every object: [1,2,E]."""
-        clip = clip_module(self.clip, {k: v for k, v in params["clip"].items() if k != "visual"})
-        words = tuple(embed_tokens(clip, jnp.asarray(ids)) for ids in self.words)
-        embeds, eot = prompts(params["prompts"], None, None, special_embeddings(clip), length=None, words=words)
-        return normalise(encode_text(clip, embeds, eot, deep_prompts(params["prompts"])))
+        return text_pair(self.clip, params["clip"], params["prompts"], self.words)
 
     def evidence(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Evidence, jax.Array]:
         """What the views say, and the texts [B,2,E] that they were compared with."""
@@ -105,5 +124,10 @@ class PointAd(MethodBase):
 
 
 def build(cfg: Config, parts: Parts) -> PointAd:
+    return PointAd(cfg, parts.clip, word_ids(parts))
+
+
+def word_ids(parts: Parts) -> Words:
+    """Token ids of WORDS. Errors: as `parts.words`."""
     words = parts.words()
-    return PointAd(cfg, parts.clip, tuple(words.encode(text) for text in WORDS))
+    return tuple(words.encode(text) for text in WORDS)

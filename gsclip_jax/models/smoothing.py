@@ -32,16 +32,22 @@ class Smoothing:
     rounds: int = 1
 
 
-def smooth(points: jax.Array, batch: Arrays, cfg: Smoothing) -> jax.Array:
-    """Organised scans: Gaussian over the grid; others: over 3D neighbours. [B,M] -> [B,M], 0 where not valid."""
+def smooth(points: jax.Array, batch: Arrays, cfg: Smoothing, *, storage: bool = False, padding: bool = False) -> jax.Array:
+    """Organised scans: Gaussian over the grid; others: over 3D neighbours. [B,M] -> [B,M], 0 where not valid.
+
+    Args:
+      storage: released: the Gaussian over the storage order of unorganised scans too.
+      padding: released: empty cells keep what the Gaussian spills into them.
+    """
     near = smooth_neighbours(
         points, batch["xyz"], batch["neighbours"], batch["valid"], width=cfg.width, rounds=cfg.rounds
     )
     side = round(points.shape[1] ** 0.5)
     if side * side != points.shape[1]:
         return near * batch["valid"]
-    grid = smooth_grid(points, sigma=cfg.sigma)
-    return jnp.where(batch["organised"][:, None], grid, near) * batch["valid"]
+    on_grid = jnp.ones_like(batch["organised"]) if storage else batch["organised"]
+    kept = 1 if padding else batch["valid"]
+    return jnp.where(on_grid[:, None], smooth_grid(points, sigma=cfg.sigma), near) * kept
 
 
 @functools.lru_cache(maxsize=32)

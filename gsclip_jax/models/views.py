@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gsclip_jax.method import Arrays, Scores
-from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, preprocess_rgb, preprocess_views
+from gsclip_jax.models.clip import ClipConfig, Encoded, clip_module, encode_image, preprocess_rgb, preprocess_views
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.similarity import TEMPERATURE, patch_grid, probabilities, text_logits
@@ -34,11 +34,19 @@ def images(cfg: ClipConfig, views: jax.Array) -> jax.Array:
     return preprocess_rgb(cfg, views) if views.shape[-1] == 3 else preprocess_views(cfg, views)
 
 
-def encode_render(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> jax.Array:
-    """Render stream of images [B,V,H,W,3] in the tower's own dtype, not normalised: CLS of the plain path, then the V-V path's
-    patch tokens, [B,V,1+P,E]."""
-    encoded = encode_image(clip_module(cfg, {"visual": clip["visual"]}), x, vv=True)
+def encode_vv(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> Encoded:
+    """CLS of the plain path and all tokens of the V-V path of images [B,V,H,W,3], in the tower's own dtype, not normalised."""
+    return encode_image(clip_module(cfg, {"visual": clip["visual"]}), x, vv=True)
+
+
+def stream(encoded: Encoded) -> jax.Array:
+    """The tokens that meet the texts: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
     return jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
+
+
+def encode_render(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Render stream of images [B,V,H,W,3] in the tower's own dtype, not normalised, [B,V,1+P,E]."""
+    return stream(encode_vv(cfg, clip, x))
 
 
 def render_features(cfg: ClipConfig, clip: dict[str, Any], batch: Arrays) -> dict[str, jax.Array]:

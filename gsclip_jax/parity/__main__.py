@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong options."""
     parser = Parser(prog="python -m gsclip_jax.parity", description="Compares converters and modules with arrays recorded "
                     "from the authors' code, within the directory's own bounds.")  # fmt: skip
-    parser.add_argument("directory", help="manifest.json, params_<config>.json and npz files")
+    parser.add_argument("directory", help="manifest.json, params_<config>.json and npz files: of GS-CLIP (items a to p) "
+                        "or Align3D-AD (q to z)")
     parser.add_argument("--only", metavar="a,b,...", help=f"items to check (default: all of {ITEMS[0]} to {ITEMS[-1]})")
     parser.add_argument("--json", metavar="OUT", help="also write the rows to this file; overwrites an earlier report only")
     options = parser.parse_args(arguments)

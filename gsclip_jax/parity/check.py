@@ -15,7 +15,7 @@ from gsclip_jax.parity.compare import Row, judge
 from gsclip_jax.parity.recording import Entry, Model, ParityError, Recording
 
 MODULES = {"abc": "towers", "de": "texts", "fg": "points", "hij": "fusion", "klp": "measures", "m": "stage1", "n": "stage2",
-           "o": "scoring"}  # fmt: skip
+           "o": "scoring", "qrstuvwxyz": "align3d"}  # fmt: skip
 # Arrays whose recorded behaviour we part from on purpose; the modules above give the reason and check what we do instead.
 BY_DESIGN = {("p", "filled"), ("p", "left"), ("j", "points_hidden")}
 

@@ -15,22 +15,26 @@ def learner_to_torch(tree: Mapping[str, Any], network: PointNet2Config) -> dict[
     """{prompts, gddm, pointnet2} (any of them) -> the prompt learner's names."""
     state: dict[str, np.ndarray] = {}
     if "prompts" in tree:
-        prompts = {k: v for k, v in tree["prompts"].items() if k != "shape"}
         shape = tree["prompts"]["shape"]
+        state |= prompts_to_torch(tree["prompts"])
         state |= {
-            "ctx_pos": np.asarray(prompts["ctx_normal"])[None, None],
-            "ctx_neg": np.asarray(prompts["ctx_abnormal"])[None, None],
             "point_feature_to_prompt_pos.0.weight": np.asarray(shape["kernel"]).T,
             "point_feature_to_prompt_pos.0.bias": np.asarray(shape["bias"]),
             "point_feature_to_prompt_pos.2.weight": np.asarray(shape["ln"]["scale"]),
             "point_feature_to_prompt_pos.2.bias": np.asarray(shape["ln"]["bias"]),
         }
-        state |= {f"compound_prompts_text.{i}": row for i, row in enumerate(np.asarray(prompts["deep"]))}
     if "gddm" in tree:
         state |= fusion_names.gddm_to_torch(tree["gddm"])
     if "pointnet2" in tree:
         state |= pointnet2_names.to_torch(tree["pointnet2"], cfg=network, prefix="pointnet.")
     return state
+
+
+def prompts_to_torch(prompts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Contexts and deep prompts -> the prompt learner's names."""
+    contexts = {"ctx_pos": "ctx_normal", "ctx_neg": "ctx_abnormal"}
+    contexts = {theirs: np.asarray(prompts[ours])[None, None] for theirs, ours in contexts.items()}
+    return contexts | {f"compound_prompts_text.{i}": row for i, row in enumerate(np.asarray(prompts["deep"]))}
 
 
 def fusion_to_torch(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from gsclip_jax.parity.weights import agrees, normal_input, weight
 from gsclip_jax.runtime.documents import read_json
 from gsclip_jax.runtime.keys import WeightsError
 
-ITEMS = "abcdefghijklmnop"
+ITEMS = "abcdefghijklmnopqrstuvwxyz"  # a to p: GS-CLIP; q to z: Align3D-AD
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 

@@ -14,7 +14,7 @@ import optax
 
 from gsclip_jax.methods.gsclip.losses import object_logits
 from gsclip_jax.models.lift import lift, upsample
-from gsclip_jax.parity.assembled import batch, render_tokens
+from gsclip_jax.parity.assembled import batch, on_grid, render_tokens
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.names import learner_to_torch
 from gsclip_jax.parity.recording import Entry, Model
@@ -83,7 +83,7 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
         "global_logits_by_object": object_logits(view_logits),
         "text_features": text,
         "similarity_map": jnp.moveaxis(upsample(cells, size), -1, 2).reshape(-1, 2, size, size),
-        "d3_similarity_map": _on_grid(lift(cells, made["pix"], made["seen"], made["valid"], size)),
+        "d3_similarity_map": on_grid(lift(cells, made["pix"], made["seen"], made["valid"], size)),
         **{f"loss_{name}": value for name, value in values.items()},
     }
     if any(e.key.startswith("train_mode_") for e in entries):
@@ -107,12 +107,6 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
             found = adam[match[0]]
             if entry.key.removeprefix(match[0]) in found:
                 yield Found(entry, found[entry.key.removeprefix(match[0])])
-
-
-def _on_grid(points: jax.Array) -> jax.Array:
-    """[B,M,2] -> [B,2,side,side]."""
-    side = round(points.shape[1] ** 0.5)
-    return jnp.moveaxis(points.reshape(-1, side, side, 2), -1, 1)
 
 
 def settings(about: Mapping[str, Any]) -> tuple[int, tuple[float, ...], tuple[float, float]]:

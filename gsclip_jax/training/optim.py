@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -41,9 +43,21 @@ class Adam:
     def of_group(self, rate: float, steps: int) -> optax.GradientTransformation:
         """The transformation of one group."""
         rate, (b1, b2) = self.over_steps(rate, steps), self.betas
-        if self.weight_decay:
-            return optax.adamw(rate, b1=b1, b2=b2, weight_decay=self.weight_decay, mask=_matrices)
-        return optax.adam(rate, b1=b1, b2=b2)
+        decay = [optax.add_decayed_weights(self.weight_decay, _matrices)] if self.weight_decay else []
+        return optax.chain(scale_by_adam(b1, b2), *decay, optax.scale_by_learning_rate(rate))
+
+
+def scale_by_adam(b1: float, b2: float) -> optax.GradientTransformation:
+    """optax's, with the bias corrections 1 - b**t in full: taken from float32 powers they are off by 1e-5 in the first steps, and
+    torch takes them in doubles. The epsilon is 1e-8, outside the root."""
+    inner, logs = optax.scale_by_adam(b1, b2), [math.log(b) if b else -math.inf for b in (b1, b2)]
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = inner.update(grads, state, params)
+        first, second = (-jnp.expm1(state.count * log) for log in logs)
+        return jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + 1e-8), state.mu, state.nu), state
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 @dataclass(frozen=True)

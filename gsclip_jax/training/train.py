@@ -58,13 +58,17 @@ def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
     return (stage.optimiser or Adam()).build(stage.train, steps)
 
 
-def make_step(stage: Stage, optimiser: optax.GradientTransformation) -> Callable:
-    """step(state, frozen, batch, key) -> (state, metrics), compiled once; `state` is donated."""
+def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_epoch: int = 1) -> Callable:
+    """step(state, frozen, batch, key) -> (state, metrics), compiled once; `state` is donated.
+
+    The epoch follows from the state's step, so that a run that goes on from a checkpoint is in the epoch it was stopped in.
+    """
 
     def step(state: State, frozen: Params, batch: dict[str, jax.Array], key: jax.Array):
         key = jax.random.fold_in(key, state.step)
         grad_of = jax.value_and_grad(stage.loss, argnums=0, has_aux=True)
-        (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key)
+        when = {"epoch": state.step // steps_per_epoch} if stage.by_epoch else {}
+        (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key, **when)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
@@ -123,7 +127,7 @@ def fit(
         if first < steps:
             if writer:
                 writer.rewind(stage.name, first)
-            step, key, coming = make_step(stage, optimiser), jax.random.key(run.seed), batches(first)
+            step, key, coming = make_step(stage, optimiser, steps_per_epoch), jax.random.key(run.seed), batches(first)
             watch = Watch(stage.name, first, writer, Progress(stage.name, steps), run.log_every, steps)
             saved = time.monotonic()
             for number in range(first + 1, steps + 1):

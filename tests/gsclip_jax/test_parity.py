@@ -119,7 +119,7 @@ def test_an_array_that_nothing_answers_for_fails(part):
 
     about = {"file": "p.npz", "key": "news", "config": "SMALL", "weight_seed": 0, "shape": [3], "dtype": "float32", "what": "?",
              "inputs": "stored", "accept_atol": 1.0, "accept_rms": 1.0}  # fmt: skip
-    for name in ("p/news", "q/news", "news"):  # of a known item, of an unknown one, of none
+    for name in ("p/news", "7/news", "news"):  # of a known item, of an unknown one, of none
         change_manifest(folder, lambda arrays, name=name: arrays.update({name: about}))
         status, rows = run(folder, "--only", "p")
         assert status == 1 and not rows[name]["ok"] and rows[name]["note"] == "not checked"
@@ -161,7 +161,7 @@ def test_wrong_directories_and_arguments_are_told_in_one_line(part, tmp_path, ca
 
     assert "manifest.json" in told(tmp_path / "nowhere")
     folder = part("p")
-    assert "no item 'z'" in told(folder, "--only", "p,z")
+    assert "no item 'zz'" in told(folder, "--only", "p,zz")
     assert "records nothing of h" in told(folder, "--only", "h")
     (folder / "p.npz").write_bytes(b"PK\x03\x04broken")
     assert "p.npz" in told(folder, "--only", "p")

@@ -17,7 +17,7 @@ from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.pointnet2 import PointNet2Config
-from gsclip_jax.models.smoothing import Smoothing, smooth_grid, smooth_neighbours
+from gsclip_jax.models.smoothing import Smoothing, smooth
 from gsclip_jax.models.views import Evidence
 
 
@@ -127,12 +127,4 @@ class Switched(GsClip):
         return self.compare(self.stage2_tokens(params, batch, jax.random.key(0)), text), text
 
     def smooth_points(self, points: jax.Array, batch: Arrays, cfg: Smoothing) -> jax.Array:
-        near = smooth_neighbours(
-            points, batch["xyz"], batch["neighbours"], batch["valid"], width=cfg.width, rounds=cfg.rounds
-        )
-        side = round(points.shape[1] ** 0.5)
-        if side * side != points.shape[1]:
-            return near * batch["valid"]
-        on_grid = jnp.ones_like(batch["organised"]) if self.switches.smooth_storage else batch["organised"]
-        kept = 1 if self.switches.score_padding else batch["valid"]
-        return jnp.where(on_grid[:, None], smooth_grid(points, sigma=cfg.sigma), near) * kept
+        return smooth(points, batch, cfg, storage=self.switches.smooth_storage, padding=self.switches.score_padding)

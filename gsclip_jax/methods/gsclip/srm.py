@@ -5,7 +5,6 @@ co-attention fusion block). Pure functions over a dict of arrays. Axes: T tokens
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,16 +27,9 @@ DEFAULT = SrmConfig()
 @functools.partial(jax.jit, static_argnames="cfg")
 def init_srm(key: jax.Array, cfg: SrmConfig = DEFAULT) -> dict:
     """{render, depth: {kernel [E,E], bias [E]}, out: {kernel [2E,E], bias [E]}}, float32, in torch's default ranges."""
-    width = cfg.embed_dim
-
-    def linear(part: jax.Array, inputs: int) -> dict:
-        bound = 1 / math.sqrt(inputs)
-        kernel, bias = jax.random.split(part)
-        return {"kernel": jax.random.uniform(kernel, (inputs, width), jnp.float32, -bound, bound),
-                "bias": jax.random.uniform(bias, (width,), jnp.float32, -bound, bound)}
-
-    render, depth, out = jax.random.split(key, 3)
-    return {"render": linear(render, width), "depth": linear(depth, width), "out": linear(out, 2 * width)}
+    width, (render, depth, out) = cfg.embed_dim, jax.random.split(key, 3)
+    linear = layers.init_linear
+    return {"render": linear(render, width, width), "depth": linear(depth, width, width), "out": linear(out, 2 * width, width)}
 
 
 def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, normalise: bool = True,
@@ -60,13 +52,10 @@ def srm(params: Mapping[str, Any], render: jax.Array, depth: jax.Array, *, norma
     if normalise:
         render, depth = layers.normalise(render), layers.normalise(depth)
 
-    def linear(name: str, x: jax.Array) -> jax.Array:
-        return jnp.matmul(x, params[name]["kernel"], precision=EXACT) + params[name]["bias"]
-
-    queries = linear("render", render)
-    keys = linear("depth", depth)
+    queries = layers.linear(params["render"], render)
+    keys = layers.linear(params["depth"], depth)
     affinity = jnp.einsum("...te,...se->...ts", queries, keys, precision=EXACT)
     from_depth = jnp.einsum("...ts,...se->...te", jax.nn.softmax(affinity, axis=-1), depth, precision=EXACT)
     from_render = jnp.einsum("...ts,...te->...se", jax.nn.softmax(affinity, axis=-2), render, precision=EXACT)
-    fused = linear("out", jnp.concatenate([from_depth, from_render], axis=-1))
+    fused = layers.linear(params["out"], jnp.concatenate([from_depth, from_render], axis=-1))
     return fused, {"enhanced_render": from_depth, "enhanced_depth": from_render, "affinity": affinity}
