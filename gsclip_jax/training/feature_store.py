@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,65 +94,63 @@ def feature_keys(source: Source) -> dict[str, str]:
 
 
 def find_features(source: Source, root: str | Path) -> FeatureStore | None:
-    """The stage's features of all objects, each from root/KEY (`feature_keys`) or computed into it.
+    """The stage's features of all objects, each from root/KEY (`feature_keys`) or computed into it, all that are missing in one
+    pass over the objects.
 
     Returns:
       None where the stage has none, or where several processes share the work (each would hold a part only).
     """
     if jax.process_count() > 1:
         return None
-    keys = feature_keys(source)
-    Path(root).mkdir(parents=True, exist_ok=True)
-    for name, key in keys.items():
-        with locked(Path(root) / f"{key}.lock"):  # runs of one sweep share what they have in common
-            store_features(source, Path(root) / key, only=name)
-    return FeatureStore(*(Path(root) / key for key in keys.values())) if keys else None
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    folders = {name: root / key for name, key in feature_keys(source).items()}
+    with ExitStack() as locks:  # runs of one sweep share what they have in common, and lock it in one order: none waits for ever
+        for folder in sorted(_missing(folders).values()):
+            locks.enter_context(locked(folder.with_name(f"{folder.name}.lock")))
+        if missing := _missing(folders):
+            store_features(source, missing)
+    return FeatureStore(*folders.values()) if folders else None
 
 
-def store_features(source: Source, folder: str | Path, *, only: str | None = None) -> FeatureStore | None:
-    """Computes (or finds) the stage's features of all objects in one pass over them.
+def _missing(folders: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: folder for name, folder in folders.items() if not (folder / "meta.json").exists()}
+
+
+def store_features(source: Source, folders: Mapping[str, Path]) -> None:
+    """Computes features of all objects in one pass over them.
 
     Args:
-      folder: where they live; complete or absent, as it is renamed into place.
-      only: a single feature; None for all of the stage.
-
-    Returns:
-      None where the stage has none.
+      folders: name -> where it is to live; complete or absent, as it is renamed into place.
     """
-    folder, stage = Path(folder), source.stage
-    if (folder / "meta.json").exists():
-        return FeatureStore(folder)
+    stage, unfinished = source.stage, {}
 
+    @jax.jit
     def encode(params, stats, batch):
-        found = stage.features(params, stats, batch)
-        return found if only is None else {only: found[only]}
+        return {name: value for name, value in stage.features(params, stats, batch).items() if name in folders}
 
-    encode = jax.jit(encode)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    for name, folder in folders.items():
+        unfinished[name] = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished[name], ignore_errors=True)
+        unfinished[name].mkdir(parents=True)
     arrays, dtypes, objects = {}, {}, []
-    progress = Progress(f"{stage.name}: encoding frozen parts{f' ({only})' if only else ''}", source.count)
+    progress = Progress(f"{stage.name}: encoding frozen parts ({', '.join(folders)})", source.count)
     for batch in source.batches():
         batch = pad_batch(batch, source.mesh)
         features = jax.device_get(encode(source.params, source.stats, put_batch(batch, source.mesh)))
-        if not features:
-            shutil.rmtree(unfinished)
-            return None
         for name, value in features.items():
             if name not in arrays:
                 dtypes[name] = str(value.dtype)
                 stored = np.uint16 if dtypes[name] == "bfloat16" else value.dtype
                 arrays[name] = np.lib.format.open_memmap(
-                    unfinished / f"{name}.npy", mode="w+", dtype=stored, shape=(source.count, *value.shape[1:])
+                    unfinished[name] / f"{name}.npy", mode="w+", dtype=stored, shape=(source.count, *value.shape[1:])
                 )
             rows = value[batch["real"]]
             arrays[name][len(objects) : len(objects) + len(rows)] = rows.view(arrays[name].dtype)
         objects += [int(i) for i in batch["object_index"][batch["real"]]]
         progress.update(len(objects))
-    for array in arrays.values():
+    for name, array in arrays.items():
         array.flush()
-    (unfinished / "meta.json").write_text(json.dumps({"objects": objects, "dtypes": dtypes}))
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    return FeatureStore(folder)
+        (unfinished[name] / "meta.json").write_text(json.dumps({"objects": objects, "dtypes": {name: dtypes[name]}}))
+        shutil.rmtree(folders[name], ignore_errors=True)
+        unfinished[name].rename(folders[name])
