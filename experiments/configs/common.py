@@ -106,7 +106,8 @@ def with_method(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def set_method(config: ConfigDict, method: str) -> None:
-    """Makes it the configuration of another method: its own keys, and of them the values of those that both have.
+    """Makes it the configuration of another method: its own keys, and of them the values of those that both have with the same
+    default (a stage of 250 epochs is another one than a stage of 15).
 
     Raises:
       ConfigError: no such method.
@@ -117,7 +118,8 @@ def set_method(config: ConfigDict, method: str) -> None:
             kept = dict(config.get(name, {}).items())
             del config[name]
             if isinstance(wanted.get(name), ConfigDict):
-                wanted[name].update({key: value for key, value in kept.items() if key in wanted[name]})
+                same = [key for key in kept if key in wanted[name] and wanted[name][key] == before[name].get(key)]
+                wanted[name].update({key: kept[key] for key in same})
         config.method = method
         config.update({name: value for name, value in wanted.items() if name not in config})
 
