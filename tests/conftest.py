@@ -46,3 +46,9 @@ def shared_data() -> Path:
 def shared_reference() -> Path:
     """Arrays recorded from the authors' code."""
     return _shared("reference")
+
+
+@pytest.fixture(scope="session")
+def shared_align3d() -> Path:
+    """Arrays recorded from the code of Align3D-AD's authors."""
+    return _shared("reference_align3d")
