@@ -112,14 +112,15 @@ def encoder(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
 
 
 def mlps(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
-    made = {}
-    for part in ("global", "local"):
-        x = this.recording.value(f"r/{part}_in")
-        made[f"{part}_raw"] = jax.jit(aligner.mlp)(this.params["aligner"][part], x)
-        both = jnp.concatenate([x[:, None], x[:, None]], 1) if part == "global" else jnp.concatenate([x[:, :1], x], 1)
-        aligned = jax.jit(aligner.align)(this.params["aligner"], both)
-        made[part] = aligned[:, 0] if part == "global" else aligned[:, 1:]
-    return made
+    cls, local = (this.recording.value(f"r/{part}_in") for part in ("global", "local"))
+
+    @jax.jit
+    def run(params, cls, local):
+        aligned = aligner.align(params, jnp.concatenate([cls[:, None], local], axis=1))
+        return {"global_raw": aligner.mlp(params["global"], cls), "local_raw": aligner.mlp(params["local"], local),
+                "global": aligned[:, 0], "local": aligned[:, 1:]}  # fmt: skip
+
+    return run(this.params["aligner"], cls, local)
 
 
 def alignment(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
