@@ -178,7 +178,9 @@ class Settings:
         return {key: value for key, value in values.items() if value or key not in ("relief", "grafts")}
 
 
-def write(root: str | Path, *, categories: Sequence[str], workers: int = 2, colour: bool = False, **made_by: Any) -> tuple[str, ...]:
+def write(
+    root: str | Path, *, categories: Sequence[str], workers: int = 2, colour: bool = False, **made_by: Any
+) -> tuple[str, ...]:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the processor, workers, interruptions.
     With `colour` the points' colours too, also to a folder that was written without.
 
