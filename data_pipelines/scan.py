@@ -69,7 +69,8 @@ class GivenViews:
                  if has[key] != asked]
         if wrong:
             raise DataError(f"{name}: given pictures cannot be brought to other numbers; set {' '.join(wrong)}")
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field: pictures for field, pictures in found.items() if pictures is not None}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
