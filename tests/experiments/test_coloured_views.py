@@ -8,8 +8,8 @@ import pytest
 
 from experiments import data, run, scans
 from experiments.checks import check_all, check_before
-from experiments.configs.common import with_method
 from experiments.command_line import parse
+from experiments.configs.common import with_method
 from gsclip_jax.methods import METHODS, pointad
 from tests.data_pipelines.test_coloured_views import mvtec3d
 from tests.experiments.test_run import SMALL, refuse
