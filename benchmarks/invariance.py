@@ -57,7 +57,7 @@ def main() -> int:
     files = [next(path for path in sorted(folder.glob("test/*.pcd")) if "good" not in path.stem)
              for folder in sorted(options.real.iterdir()) if folder.is_dir()]  # fmt: skip
     method, params, stats, config = load_model(EMBEDDED)
-    recipe = recipe_of(data_config(config))
+    recipe = recipe_of(data_config(config) | {"rgb_render": False})
 
     def surface(params, stats, batch):
         found, _ = method.evidence(params, stats, batch)

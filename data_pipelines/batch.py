@@ -31,8 +31,9 @@ FIELDS: dict[str, tuple[tuple[str | int, ...], str, str]] = {
     "object_index": (("B",), "int32", "row of the object in the record set's index (names, category, defect kind)"),
     "real": (("B",), "bool", "false for the repeats that fill up the last evaluation batch"),
     "rgb": (("B", "H", "W", 3), "uint8", "colour image, only where the data set has one"),
+    "rgb_render": (("B", "V", "H", "W", 3), "uint8", "the views in the object's own colours; background 255; where asked for"),
 }
-OPTIONAL = frozenset({"rgb"})
+OPTIONAL = frozenset({"rgb", "rgb_render"})
 
 
 def check(batch: Batch) -> dict[str, int]:

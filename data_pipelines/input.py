@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines.batch import Batch
+from data_pipelines.batch import OPTIONAL, Batch
 from data_pipelines.records.objects import Recipe, own_neighbours
 from data_pipelines.records.store import RecordSet
 from data_pipelines.records.tfds import open_tfds, quiet
@@ -22,10 +22,11 @@ for _kind in ("GPU", "TPU"):
 THREADS = 2  # of the pipeline; the rest of the machine trains
 AHEAD = 2  # batches ready in advance
 TEXTS = ("name", "category", "defect")
+COLOUR = ("rgb",)  # of the optional fields, what is read where records have it and nobody says otherwise
 
 
 def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed: int, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1) -> Iterator[Batch]:
+                  process_count: int = 1, optional: Collection[str] = COLOUR) -> Iterator[Batch]:
     """Endless batches: every object once an epoch, in an order drawn from (seed, epoch).
 
     Step s takes places s * batch_size to (s + 1) * batch_size - 1 of the endless order, so that starting at `start_step` gives
@@ -34,6 +35,7 @@ def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed:
     Args:
       batch_size: objects of one step over all processes.
       process_index, process_count: this process yields its share, batch_size / process_count rows of every batch.
+      optional: which of `batch.OPTIONAL` are read, where the records have them; the others are not even decoded.
 
     Yields: batches that keep `batch.FIELDS`.
 
@@ -56,7 +58,7 @@ def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed:
 
     order = tf.data.Dataset.counter(first // len(rows)).flat_map(epoch_order).skip(first % len(rows))
     order = order.batch(batch_size, drop_remainder=True).map(lambda step: step[share.start : share.stop]).unbatch()
-    return _batches(records, order, len(share))
+    return _batches(records, order, len(share), optional)
 
 
 def steps_per_epoch(records: RecordSet, categories, batch_size: int) -> int:
@@ -65,7 +67,7 @@ def steps_per_epoch(records: RecordSet, categories, batch_size: int) -> int:
 
 
 def eval_batches(records: RecordSet, *, categories=None, batch_size: int, process_index: int = 0,
-                 process_count: int = 1) -> Iterator[Batch]:
+                 process_count: int = 1, optional: Collection[str] = COLOUR) -> Iterator[Batch]:
     """Every object once, in the order of the index; the last batch is filled up with repeats marked real = False.
 
     Args and errors: as `train_batches`; all processes get the same number of batches.
@@ -77,7 +79,7 @@ def eval_batches(records: RecordSet, *, categories=None, batch_size: int, proces
     padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_size)]).reshape(-1, batch_size)
     real = (np.arange(padded.size) < len(rows)).reshape(padded.shape)
     mine = slice(share.start, share.stop)
-    batches = _batches(records, tf.data.Dataset.from_tensor_slices(padded[:, mine].ravel()), len(share))
+    batches = _batches(records, tf.data.Dataset.from_tensor_slices(padded[:, mine].ravel()), len(share), optional)
     return (batch | {"real": flags[mine]} for batch, flags in zip(batches, real, strict=True))
 
 
@@ -89,7 +91,7 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
     return range(process_index * each, (process_index + 1) * each)
 
 
-def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[Batch]:
+def _batches(records: RecordSet, rows: tf.data.Dataset, size: int, optional: Collection[str]) -> Iterator[Batch]:
     """Batches of `size` of the records that `rows` names, read and decoded in parallel, in order.
 
     No Python function runs inside the pipeline: its threads never wait for the interpreter, nor hang a program that ends.
@@ -101,7 +103,7 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
         if not os.path.isfile(path):
             raise DataError(f"{path} is missing; delete {records.dir} and run again")
     shards = tf.constant(paths)
-    read = decoder(features, records.recipe)
+    read = decoder(features, records.recipe, optional)
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: value for name, value in read(example).items() if name not in TEXTS}
@@ -116,9 +118,21 @@ def _batches(records: RecordSet, rows: tf.data.Dataset, size: int) -> Iterator[B
     return map(lambda stored: unpack(stored, records), data.with_options(options).as_numpy_iterator())
 
 
-def decoder(features: tfds.features.FeaturesDict, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+def decoder(features: tfds.features.FeaturesDict, recipe: Recipe,
+            optional: Collection[str]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """How a stored record becomes its fields, for every reader: with the neighbours that organised ones do not keep
-    (`objects.pack`), since rows that are batched together have to be as long. Works on tensors and inside `tf.data`."""
+    (`objects.pack`), since rows that are batched together have to be as long. Works on tensors and inside `tf.data`.
+
+    Args:
+      optional: which of `batch.OPTIONAL` are decoded, where they are stored.
+
+    Raises:
+      ValueError: an optional field that no batch has.
+    """
+    unknown = set(optional) - OPTIONAL
+    if unknown:
+        raise ValueError(f"no optional field {', '.join(sorted(unknown))}; there are {', '.join(sorted(OPTIONAL))}")
+    features = tfds.features.FeaturesDict({name: kind for name, kind in features.items() if name not in OPTIONAL - set(optional)})
     own = tf.constant(own_neighbours(recipe.points, recipe.neighbours))
 
     def decode(example: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -144,4 +158,6 @@ def unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:
         "neighbours": stored["neighbours"].astype(np.int32), "organised": stored["organised"].astype(bool),
         "label": stored["label"], "object_index": stored["object_index"], "real": np.ones(count, bool),
     }
+    if "rgb_render" in stored:
+        batch["rgb_render"] = stored["rgb_render"].reshape(count, -1, size, size, 3)
     return batch | ({"rgb": stored["rgb"]} if "rgb" in stored else {})

@@ -133,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
            help="share of a depth view's greys that shows height over the surroundings instead of distance, 0 to 1")
     recipe("--fill-gaps", action="store_const", const=True, help="no specks of the far side between the points of the near side")
     recipe("--rasteriser", metavar="NAME", help="what draws: open3d, or numpy where Open3D cannot: slower, not quite the same")
+    recipe("--rgb-render", action="store_const", const=True,
+           help="the views in the object's own colours as well, for methods that train on them (align3d)")
     recipe("--reader", type=_pairs, metavar="KEY=VALUE,...", help="options of the data set's reader (eyecandies: image=0 to 5)")
     return parser
 

@@ -42,6 +42,7 @@ class Scan:
     valid: np.ndarray  # [S] bool, false for the empty pixels of organised scans and for other rows that hold no point
     grid: tuple[int, int] | None = None  # (H, W) of organised scans
     rgb: np.ndarray | None = None  # [H, W, 3] uint8
+    colours: np.ndarray | None = None  # [S, 3] uint8, of the points, where coloured views are asked for
     views: GivenViews | None = None  # where the data set brings its own pictures
     note: str = ""  # one line on rows that were left out
 
@@ -55,6 +56,7 @@ class GivenViews:
     view_mask: np.ndarray  # [V, H, W] bool
     pix: np.ndarray  # [V, S, 2] int16, x = column, y = row
     seen: np.ndarray  # [V, S] bool
+    rgb_render: np.ndarray | None = None  # [V, H, W, 3] uint8, where coloured views are asked for
 
     def fitting(self, points: int, size: int, views: int, name: str) -> dict[str, np.ndarray]:
         """The pictures by field, once they are what a record of `points` points and `views` pictures of `size` pixels holds.
@@ -67,13 +69,25 @@ class GivenViews:
                  if has[key] != asked]
         if wrong:
             raise DataError(f"{name}: given pictures cannot be brought to other numbers; set {' '.join(wrong)}")
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field: pictures for field, pictures in found.items() if pictures is not None}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the nearest known word, or nothing."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def no_colour(data_set: str, who: str = "config.data.rgb_render", instead: str = "leave it out") -> DataError:
+    """The error for coloured views of a data set without colour.
+
+    Args:
+      who: what needs them: a method's name, or the key that asks for them.
+      instead: what else can be done than training on a data set that has colour.
+    """
+    return DataError(f"{who} needs coloured renderings of the auxiliary category; {data_set} has no colour: train on mvtec3d or "
+                     f"eyecandies, or {instead}")
 
 
 def no_defective(category: str, where: str | Path) -> DataError:

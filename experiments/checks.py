@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data_pipelines.batch import FIELDS
+from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
-from data_pipelines.scan import DataError, did_you_mean
+from data_pipelines.scan import DataError, did_you_mean, no_colour
 from experiments import build, data, evaluations, identity, protocol, scans
 from experiments.compared import compared_with
 from experiments.export import is_trained
+from experiments.published import METHODS as TITLES
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
-from gsclip_jax.methods import entry_of
+from gsclip_jax.methods import METHODS, entry_of
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.sharding import make_mesh
@@ -135,6 +136,8 @@ def _data(config: ConfigDict, workdir: Path, trains: bool, tests: bool) -> dict[
         here = config
         if not trains and is_trained(config, workdir) and not scans.has_records(config):
             here = scans.without_training(config)
+        if trains:
+            _coloured_views(here)
         found = _scans(here)
         counts["train"] = found.get(config.data.train_category, 0)
         if trains and not config.data.train_category:
@@ -167,6 +170,27 @@ def _scans(config: ConfigDict) -> dict[str, int]:
     for sample in plan.samples:
         found[sample.category] = found.get(sample.category, 0) + 1
     return found
+
+
+def _coloured_views(config: ConfigDict) -> None:
+    """Where a method trains on coloured views, the data set has to have colour.
+
+    Raises:
+      ConfigError: they are switched off. DataError: it has none.
+    """
+    if "rgb_render" not in entry_of(config.method).fields:
+        return
+    name = TITLES.get(config.method, config.method)
+    if not config.data.rgb_render:
+        raise ConfigError(f"{name} trains on coloured renderings; set config.data.rgb_render=True")
+    if data.is_embedded(config):
+        return
+    changed = config.copy_and_resolve_references()
+    changed.data.rgb_render = False
+    plan = scans.plan_records(changed)
+    if any(plan.reader.colour(sample) is None for sample in plan.samples):
+        others = [method for method, row in METHODS.items() if row.trains and "rgb_render" not in row.fields]
+        raise no_colour(config.data.name, name, f"use {' or '.join(others)}")
 
 
 def _colour(config: ConfigDict, other: ConfigDict) -> None:
@@ -232,7 +256,7 @@ def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
             "M": recipe.points, "K": recipe.neighbours}  # fmt: skip
     return {
         name: jax.ShapeDtypeStruct(tuple(size.get(axis, axis) for axis in axes), jnp.dtype(dtype))
-        for name, (axes, dtype, _) in FIELDS.items() if name != "rgb"
+        for name, (axes, dtype, _) in FIELDS.items() if name not in OPTIONAL - set(entry_of(config.method).fields)
     }  # fmt: skip
 
 

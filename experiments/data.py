@@ -25,8 +25,8 @@ def data_config(config: ConfigDict) -> dict:
     """config.data in the terms of data_pipelines.records.store."""
     data = config.data
     keys = ("name", "root", "train_category", "points", "image_size", "views", "cameras", "window", "back_off", "zoom",
-            "cavity", "depth_relief", "fill_gaps", "rasteriser", "cloud_points", "neighbours", "sample_seed", "point_size",
-            "point_sizes")  # fmt: skip
+            "cavity", "depth_relief", "fill_gaps", "rasteriser", "rgb_render", "cloud_points", "neighbours", "sample_seed",
+            "point_size", "point_sizes")  # fmt: skip
     return {**joined_sizes({key: data[key] for key in keys}), "reader": dict(data.reader)}
 
 
@@ -110,7 +110,8 @@ def write_synthetic(config: ConfigDict, cache: Path, workers: int, progress) -> 
     scans.mkdir(parents=True, exist_ok=True)
     with locked(scans / ".lock", lambda: progress("another process is writing the embedded data set; waiting for it")):
         for names, settings, folder in parts:
-            other = synthetic.write(scans / folder, categories=names, workers=workers, **vars(settings))
+            how = {"workers": workers, "colour": config.data.rgb_render}
+            other = synthetic.write(scans / folder, categories=names, **how, **vars(settings))
             if other:
                 progress(f"{', '.join(other)}: this machine makes other scans than those the published figures were measured on")
             folders.update({name: scans / folder / name for name in names})

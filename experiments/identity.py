@@ -39,6 +39,7 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     ("data.synthetic.set", EVALUATION, "which categories are evaluated"),
     ("data.synthetic.good", EVALUATION, "how many scans are evaluated"),
     ("data.synthetic.defective", EVALUATION, "how many scans are evaluated"),
+    ("data.rgb_render", RUNNING, "adds coloured views to records; a method that trains on them has it on"),
     ("target", EVALUATION, "the data set that is evaluated"),
     ("target.root", PLACE, "the scans' content is in the records' key"),
     ("clip", TRAINING, "the frozen encoders"),

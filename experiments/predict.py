@@ -89,7 +89,7 @@ def _scored(scans: list[Path], outputs, workdir: Path | None, draw: str | None):
 
     method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
     recipe = recipe_of(data_config(config))
-    recipe = dataclasses.replace(recipe, rasteriser=draw or recipe.rasteriser)
+    recipe = dataclasses.replace(recipe, rasteriser=draw or recipe.rasteriser, rgb_render=False)  # colour is for training alone
     rasteriser(recipe.window, recipe.rasteriser)  # refuses now where it cannot draw
     score, ready = jax.jit(method.predict), False
     for path in scans:

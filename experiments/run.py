@@ -139,13 +139,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         check_objects(workdir, training_key(config, records), begun=bool(steps_done(workdir)))
     for number, stage in enumerate(method.stages if trains else ()):
         with time(stage.name):
-            everything = partial(batches.eval_batches, records, categories=category, batch_size=stage.batch_size)
+            needed = METHODS[config.method].fields
+            objects = {"categories": category, "batch_size": stage.batch_size}
+            everything = partial(batches.eval_batches, records, optional=needed, **objects)
             about = f"{records.key} {category[0]}"
             source = Source(alone.stages[number], params, stats, everything, len(records.rows(category)), about, mesh)
-            store = find_features(source, Path(config.cache) / "features") or FeatureStore()
-            read = partial(
-                batches.train_batches, records, categories=category, batch_size=stage.batch_size, seed=config.seed, **mine
-            )
+            stored = find_features(source, Path(config.cache) / "features")
+            store, needed = stored or FeatureStore(), () if stored else needed  # what the features read is in them
+            read = partial(batches.train_batches, records, optional=needed, seed=config.seed, **objects, **mine)
             steps = batches.steps_per_epoch(records, category, stage.batch_size)
             how = FitConfig(workdir / stage.name, mesh, config.seed, config.save_every_s)
             writer = MetricWriter(workdir / "metrics.jsonl")

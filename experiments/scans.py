@@ -34,6 +34,7 @@ def without_training(config: ConfigDict) -> ConfigDict:
     else:
         names = config.data.categories or open_reader(config.data.name, config.data.root, **dict(config.data.reader)).categories()
     other.data.train_category, other.data.categories = "", tuple(name for name in names if name != train)
+    other.data.rgb_render = False  # training alone reads coloured views
     return other
 
 
@@ -77,7 +78,8 @@ def plan_records(config: ConfigDict) -> Plan:
 
 
 def training_key(config: ConfigDict, records: RecordSet) -> str:
-    """Hash of the auxiliary category's scans and of how they become records, whatever else is evaluated."""
+    """Hash of the auxiliary category's scans and of how they become records, whatever else is evaluated; coloured views are made
+    of the same."""
     source = json.loads((records.dir / INDEX).read_text())["source"]
-    data = data_config(config) | {"root": source["root"]}
+    data = data_config(config) | {"root": source["root"], "rgb_render": False}
     return plan_of(data, Path(source["root"]), Path(config.cache), [config.data.train_category]).key

@@ -72,7 +72,7 @@ class Entry:
         for row in ROWS:
             same = row.method == METHODS.get(first.get("method", "gsclip")) and row.dataset == first["dataset"]
             if same and row.protocol == self.published_protocol:
-                return row.values, f"{row.method}, {row.protocol} ({row.source})"
+                return row.values, f"{row.method}, {row.protocol} ({row.source}{'; ' if row.note else ''}{row.note})"
         return None
 
 

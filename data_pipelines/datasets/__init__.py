@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.datasets import anomaly_shapenet, eyecandies, folder, mvtec3d, prerendered, real3d
+from data_pipelines.datasets import anomaly_shapenet, eyecandies, folder, mvtec3d, prerendered, real3d, solids
 from data_pipelines.datasets.data_set import DataSet
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.scan import DataError, did_you_mean
@@ -19,7 +19,7 @@ DATA_SETS: dict[str, DataSet] = {
     "anomaly_shapenet": anomaly_shapenet.DATA_SET,
     "prerendered": prerendered.DATA_SET,
     "folder": folder.DATA_SET,  # your own scans
-    "synthetic": DataSet(real3d.Real3D),  # the embedded data set is written in Real3D-AD's layout
+    "synthetic": DataSet(solids.Solids),  # the embedded data set
 }
 RECIPES = {name: row.recipe for name, row in DATA_SETS.items() if row.recipe}
 AUXILIARY = {name: row.auxiliary for name, row in DATA_SETS.items() if row.auxiliary}

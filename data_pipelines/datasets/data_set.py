@@ -41,6 +41,7 @@ COMMON: dict[str, Any] = {
     "depth_relief": 0.0,
     "fill_gaps": False,
     "rasteriser": "open3d",
+    "rgb_render": False,  # coloured views: for methods that train on them
     "reader": {},
 }  # fmt: skip
 UNORGANISED = COMMON | {"window": 1036}  # of unorganised scans

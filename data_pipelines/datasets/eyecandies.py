@@ -102,6 +102,10 @@ class Eyecandies:
         masks = {kind: data.find(name, f"_{kind}_mask.png") for kind in DEFECTS}
         return "+".join(kind for kind, path in masks.items() if _marked(path) is True) or "defect"
 
+    def colour(self, sample: Sample) -> Path:
+        """The photograph, in the light of the option `image`."""
+        return Path(sample.beside[2])
+
     def load(self, sample: Sample) -> Scan:
         """The scan on its 512 x 512 pixels, in a tenth of metres; the conveyor is not valid and is 0, 0, 0."""
         shape = (SIDE, SIDE)

@@ -113,6 +113,9 @@ class Folder:
             if Path(name).suffix.lower() in SCANS and name[0] != ".":
                 self.listing.leave(folder / name, "in no folder that says what kind of scan it is")
 
+    def colour(self, sample: Sample) -> None:
+        """None: clouds alone, without colour."""
+
     def load(self, sample: Sample) -> Scan:
         path = Path(sample.path)
         kind, grid = path.suffix.lower(), None

@@ -272,5 +272,9 @@ class Reader(Protocol):
     def samples(self, category: str, split: str = "test") -> list[Sample]:
         """All scans of a category and split, in a fixed order. Raises DataError for an unknown category."""
 
+    def colour(self, sample: Sample) -> Path | None:
+        """What its coloured views are made from (`colours.coloured`): its photograph, a file of its points' colours, or a folder
+        of pictures that are there already. None where the data set has no colour; the file itself may be missing."""
+
     def load(self, sample: Sample) -> Scan:
         """Reads one scan. Raises DataError naming the file when it cannot be used."""

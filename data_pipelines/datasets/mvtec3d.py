@@ -58,6 +58,11 @@ class MVTec3D:
                     self.listing.leave(truths.folder / name, "ground truth of no scan")
         return samples
 
+    def colour(self, sample: Sample) -> Path | None:
+        """The photograph; None where the data set has no folder of them."""
+        photograph = Path(sample.beside[0])
+        return photograph if photograph.parent.is_dir() else None
+
     def load(self, sample: Sample) -> Scan:
         """The object on its square grid; S = H * W. `mask` is the annotation, also on pixels where no point was measured."""
         path = Path(sample.path)

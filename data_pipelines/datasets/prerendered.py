@@ -1,8 +1,9 @@
 """The trees the authors publish, rendered already: pictures, masks and point-to-pixel maps are read, nothing is drawn again.
 
 `<class>/test/<specie>/{2d_rendering,2d_gt,2d_depth,2d_3d_cor}/<id>/`, `{pcd,gt_pcd}/<id>.pcd` and, of organised scans,
-`{xyz,rgb,gt}/<id>.*` and `2d_3d_cor/<id>/nonzero_indices.npy`. Everything of a scan is found by its id and every view by its
-number; the published loaders count on the order of sorted file names. Source: GS-CLIP and PointAD `dataset.py`.
+`{xyz,rgb,gt}/<id>.*` and `2d_3d_cor/<id>/nonzero_indices.npy`; Align3D-AD's trees have `2d_rgb_rendering/<id>/` besides.
+Everything of a scan is found by its id and every view by its number; the published loaders count on the order of sorted file
+names. Source: GS-CLIP, PointAD and Align3D-AD `dataset.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LAYOUT = "<class>/test/<specie>/2d_rendering/<id>/view_0.png"
 VIEWS = {"2d_rendering": "view_{}.png", "2d_gt": "view_{}_gt.png", "2d_depth": "view_{}_depth.png",
          "2d_3d_cor": "view_{}_cor.npy"}
 KEPT = "nonzero_indices.npy"
+COLOURED = "2d_rgb_rendering"  # Align3D-AD's trees have it
 
 
 def _is_category(folder: Path, listing: Listing) -> bool:
@@ -68,6 +70,12 @@ class Prerendered:
                     if path.stem not in shown:
                         self.listing.leave(path, "a scan without 2d_rendering/")
         return samples
+
+    def colour(self, sample: Sample) -> Path | None:
+        """The folder of coloured views; None where the tree has none of its kind of defect."""
+        pictures = Path(sample.path)
+        given = pictures.parents[1] / COLOURED / pictures.name
+        return given if given.parent.is_dir() else None
 
     def load(self, sample: Sample) -> Scan:
         """The scan with its pictures in `views`. Organised scans are the grid that goes with the pictures (336 x 336), in the

@@ -77,6 +77,9 @@ class Real3D:
                     self.listing.leave(each.folder / name, "ground truth of no scan")
         return samples
 
+    def colour(self, sample: Sample) -> None:
+        """None: clouds alone, without colour."""
+
     def load(self, sample: Sample) -> Scan:
         if sample.mask_path is None:
             xyz, valid, note = clean(read_cloud(sample.path), sample.path)

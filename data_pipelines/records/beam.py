@@ -105,7 +105,7 @@ def render_parts(spec: dict, samples: list[Sample], missing: list[int], flags: S
     say.update(len(samples))
 
 
-def examples(rows: list[tuple[int, str, Sample, bool]], example: Callable) -> beam.PTransform:
-    """The records of part files, as TFDS's Beam support takes them. Rows: number, part file, sample, with colour or without;
-    `example` makes one of a row's (tfds.example)."""
+def examples(rows: list[tuple[int, str, Sample, tuple[str, ...]]], example: Callable) -> beam.PTransform:
+    """The records of part files, as TFDS's Beam support takes them. Rows: number, part file, sample, which optional fields it
+    has; `example` makes one of a row's (tfds.example)."""
     return beam.Create(rows) | beam.MapTuple(example)

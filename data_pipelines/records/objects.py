@@ -21,6 +21,7 @@ from PIL import Image
 from data_pipelines.batch import Batch
 from data_pipelines.clouds.sampling import cloud_points, knn, resample, seed_of
 from data_pipelines.datasets import open_reader
+from data_pipelines.datasets.colours import coloured
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering.cameras import Cameras, views
@@ -29,7 +30,7 @@ from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch
 BAD = ".bad"  # ending of the file that stands for the part of a scan which cannot be used
-LATER = ("cavity", "depth_relief", "fill_gaps", "rasteriser")  # left out of the JSON at their defaults: older keys stay
+LATER = ("cavity", "depth_relief", "fill_gaps", "rasteriser", "rgb_render")  # left out of the JSON at defaults: older keys stay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Recipe:
     depth_relief: float = 0.0  # share of a depth view's greys that show height over the surroundings
     fill_gaps: bool = False  # where the far side shows between splats
     rasteriser: str = "open3d"  # or "numpy": what draws
+    rgb_render: bool = False  # the views in the object's own colours as well
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
@@ -116,6 +118,9 @@ def _plain(value):
 def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """Samples, renders and maps one scan. Seeded by category and name: the same scan always gives the same arrays.
 
+    Args:
+      scan: with its colours (`datasets.colours`) where the recipe has coloured views.
+
     Returns: the fields of `batch.FIELDS` without the batch axis (all but label, object_index and real), and BESIDE: `source` [M]
       int32, the scan's point that each scored point is, or is nearest to; `frame`, a `canonical.Frame`, that brings the scan's
       points to `xyz`; `note`, one line on rows of the scan that took no part, or nothing.
@@ -128,6 +133,7 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
         shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
                               recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, cavity=recipe.cavity,
                               depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps,
+                              colours=scan.colours[scored.source] if recipe.rgb_render else None,
                               draw=draw or rasteriser(recipe.window, recipe.rasteriser))
     # Organised scans are smoothed over their grid: each point is its only neighbour.
     near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
@@ -139,6 +145,8 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
         "organised": np.array(scored.organised), "source": scored.source, "frame": scored.frame,
         "note": _note(scan, scored.copies),
     }
+    if recipe.rgb_render:
+        out["rgb_render"] = shown["rgb_render"]
     if scan.rgb is not None:
         picture = Image.fromarray(scan.rgb).resize((recipe.image_size, recipe.image_size), Image.Resampling.BICUBIC)
         out["rgb"] = np.asarray(picture)
@@ -179,6 +187,8 @@ def pack(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     packed["organised"] = made["organised"].astype(np.uint8)
     if "rgb" in made:
         packed["rgb"] = _png(made["rgb"])
+    if "rgb_render" in made:
+        packed["rgb_render"] = _png(made["rgb_render"].reshape(-1, size, 3))
     return packed
 
 
@@ -214,6 +224,8 @@ def make_part(reader: Reader, sample: Sample, recipe: Recipe, path: Path, draw: 
     try:
         try:
             scan = reader.load(sample)
+            if recipe.rgb_render:
+                scan = coloured(scan, reader.colour(sample), reader.name)
         except OSError as error:  # no permission, a disk that fails
             raise DataError(f"{error.filename or sample.path}: cannot be read ({error.strerror or error})") from error
         made = make_object(scan, recipe, sample.category, sample.id, draw)

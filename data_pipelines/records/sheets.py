@@ -44,22 +44,27 @@ def path_of(folder: Path, category: str) -> Path:
 
 
 def write(path: Path, objects: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> None:
-    """Writes a sheet: for each object a caption, its shaded views with the defect in red, its depth views below them.
+    """Writes a sheet: for each object a caption, its shaded views with the defect in red, its depth views below them, and below
+    these its coloured views.
 
     Args:
-      objects: caption and fields render, depth [V, H, W] uint8, view_mask [V, H, W] bool, rgb [H, W, 3] where there is one.
+      objects: caption and fields render, depth [V, H, W] uint8, view_mask [V, H, W] bool; where there are any, rgb [H, W, 3] and
+        rgb_render [V, H, W, 3] uint8.
     """
     columns = max(len(fields["render"]) + ("rgb" in fields) for _, fields in objects)
+    rows = 2 + any("rgb_render" in fields for _, fields in objects)
     side = min(LARGEST, WIDTH // columns)
-    sheet = Image.new("RGB", (columns * side, len(objects) * (2 * side + CAPTION)), "white")
+    sheet = Image.new("RGB", (columns * side, len(objects) * (rows * side + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
     for place, (caption, fields) in enumerate(objects):
-        top = place * (2 * side + CAPTION)
+        top = place * (rows * side + CAPTION)
         line = lettering.wrapped(caption, TEXT, sheet.width - 8)[0]
         lettering.draw(pen, (4, top + CAPTION - 7), line, TEXT)
         for view, (render, depth, mask) in enumerate(zip(fields["render"], fields["depth"], fields["view_mask"], strict=True)):
             sheet.paste(_picture(tinted(render, mask), side), (view * side, top + CAPTION))
             sheet.paste(_picture(np.repeat(depth[..., None], 3, -1), side), (view * side, top + CAPTION + side))
+        for view, coloured in enumerate(fields.get("rgb_render", ())):
+            sheet.paste(_picture(coloured, side), (view * side, top + CAPTION + 2 * side))
         if "rgb" in fields:
             sheet.paste(_picture(fields["rgb"], side), (len(fields["render"]) * side, top + CAPTION))
     buffer = io.BytesIO()

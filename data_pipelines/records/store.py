@@ -24,7 +24,7 @@ from data_pipelines.files import checksum, locked, write_atomic
 from data_pipelines.records.fingerprints import fingerprints
 from data_pipelines.records.objects import BAD, Recipe, no_space, recipe_of
 from data_pipelines.records.workers import render_parts
-from data_pipelines.scan import DataError, Sample, did_you_mean, no_defective
+from data_pipelines.scan import DataError, Sample, did_you_mean, no_colour, no_defective
 
 VERSION = 4  # raise when the same recipe gives other records
 INDEX = "records.json"
@@ -140,7 +140,8 @@ def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None, pr
     options = dict(data_cfg.get("reader") or {})
     reader = open_reader(data_cfg["name"], root, **options)
     samples = _samples(reader, categories or data_cfg.get("categories"), data_cfg.get("train_category"), recipe)
-    key = _key(data_cfg["name"], samples, recipe, cache_root, progress)
+    _check_colour(reader, samples, recipe)
+    key = _key(data_cfg["name"], _with_colour(reader, samples, recipe), recipe, cache_root, progress)
     return Plan(reader, options, samples, recipe, key, cache_root / f"{data_cfg['name']}-{key}")
 
 
@@ -155,6 +156,7 @@ def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
                "defective": int(data_cfg["defective"]), "points": int(data_cfg["scan_points"]),
                "difficulty": data_cfg["difficulty"]}
     name = hashlib.sha256(json.dumps({**options, "format": synthetic.FORMAT}, sort_keys=True).encode()).hexdigest()[:16]
+    options["colour"] = bool(data_cfg.get("rgb_render"))  # beside the scans, which are the same without
     root = cache_root / f"scans-{name}"
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root, progress):
@@ -179,6 +181,20 @@ def _samples(reader: Reader, categories, train_category: str | None, recipe: Rec
     for category in samples:
         recipe.splat(category)
     return [sample for found in samples.values() for sample in found]
+
+
+def _check_colour(reader: Reader, samples: list[Sample], recipe: Recipe) -> None:
+    """Raises DataError, before anything is rendered, where coloured views are asked for and a scan can have none."""
+    without = [sample for sample in samples if reader.colour(sample) is None] if recipe.rgb_render else []
+    if without:
+        raise no_colour(reader.name if len(without) == len(samples) else without[0].path)
+
+
+def _with_colour(reader: Reader, samples: list[Sample], recipe: Recipe) -> list[Sample]:
+    """The samples with the files of their colours among those that are read, where coloured views are asked for."""
+    if not recipe.rgb_render:
+        return samples
+    return [dataclasses.replace(sample, beside=(*sample.beside, str(reader.colour(sample)))) for sample in samples]
 
 
 def _key(name: str, samples: list[Sample], recipe: Recipe, cache_root: Path, progress: Callable[[str], None] = print) -> str:
@@ -273,6 +289,7 @@ def _check_space(folder: Path, count: int, recipe: Recipe) -> None:
     """Stops before hours of rendering whose result would not fit (parts and records lie side by side for a while)."""
     views = len(recipe.camera_list())
     each = recipe.points * (4 * views + 12 + 4 * recipe.neighbours) + recipe.cloud_points * 12 + views * recipe.image_size**2
+    each += views * recipe.image_size**2 * recipe.rgb_render
     free = shutil.disk_usage(folder).free
     if free < 2 * count * each:
         raise DataError(f"no disk space for {count} records: about {2 * count * each / 1e6:.0f} MB needed under {folder}, "

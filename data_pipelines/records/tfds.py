@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from data_pipelines.batch import OPTIONAL
 from data_pipelines.records.objects import Recipe, no_space
 from data_pipelines.scan import DataError, Sample
 
 SPLIT = "objects"
+PICTURES = ("render", "depth", "view_mask", "rgb", "rgb_render")  # kept as PNG
 
 
-def features(recipe: Recipe, rgb: bool) -> tfds.features.FeaturesDict:
-    """Views stacked into one tall PNG each, flags as packed bits, arrays as raw bytes (the default would be int64 lists)."""
+def features(recipe: Recipe, optional: Collection[str]) -> tfds.features.FeaturesDict:
+    """Views stacked into one tall PNG each, flags as packed bits, arrays as raw bytes (the default would be int64 lists).
+
+    Args:
+      optional: which of `batch.OPTIONAL` every record has.
+    """
     views, size, points = len(recipe.camera_list()), recipe.image_size, recipe.points
     flags = -(-points // 8)
 
@@ -31,7 +37,8 @@ def features(recipe: Recipe, rgb: bool) -> tfds.features.FeaturesDict:
 
     return tfds.features.FeaturesDict({
         **{name: picture(views * size, 1) for name in ("render", "depth", "view_mask")},
-        **({"rgb": picture(size, 3)} if rgb else {}),
+        **({"rgb": picture(size, 3)} if "rgb" in optional else {}),
+        **({"rgb_render": picture(views * size, 3)} if "rgb_render" in optional else {}),
         "pix": array((views, points, 2), np.uint8 if size <= 256 else np.int16),
         "seen": array((views, flags), np.uint8),
         "valid": array((flags,), np.uint8),
@@ -57,8 +64,8 @@ class ObjectRecords(tfds.core.GeneratorBasedBuilder):
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        rgb = all(map(_has_colour, self._parts))  # one schema for all: colour only where every scan has it
-        return self.dataset_info_from_configs(features=features(self._recipe, rgb), disable_shuffling=True,
+        optional = OPTIONAL.intersection(*map(_fields, self._parts))  # one schema for all: colour only where every scan has it
+        return self.dataset_info_from_configs(features=features(self._recipe, optional), disable_shuffling=True,
                                               description="Point-cloud objects rendered from several sides.")
 
     def _split_generators(self, dl_manager):
@@ -66,26 +73,28 @@ class ObjectRecords(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         rows = [(row, str(part), sample) for row, (part, sample) in enumerate(zip(self._parts, self._samples, strict=True))]
+        optional = tuple(sorted(OPTIONAL & set(self.info.features)))
         if self._beam:
             from data_pipelines.records.beam import examples
 
-            return examples([(*row, "rgb" in self.info.features) for row in rows], example)
-        return (example(*row, "rgb" in self.info.features) for row in rows)
+            return examples([(*row, optional) for row in rows], example)
+        return (example(*row, optional) for row in rows)
 
 
-def _has_colour(part: Path) -> bool:
+def _fields(part: Path) -> list[str]:
     with np.load(part) as arrays:
-        return "rgb" in arrays.files
+        return arrays.files
 
 
-def example(row: int, part: str, sample: Sample, rgb: bool) -> tuple[int, dict]:
-    """Key and features of one record. Raises DataError when its part cannot be read."""
+def example(row: int, part: str, sample: Sample, optional: Collection[str]) -> tuple[int, dict]:
+    """Key and features of one record, of `batch.OPTIONAL` those named. Raises DataError when its part cannot be read."""
+    left = {"note", *(OPTIONAL - set(optional))}
     try:
         with np.load(part) as arrays:
-            record = {name: arrays[name] for name in arrays.files if name != "note" and (rgb or name != "rgb")}
+            record = {name: arrays[name] for name in arrays.files if name not in left}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{part}: unreadable part ({error}); delete it and run again") from error
-    for name in ("render", "depth", "view_mask", "rgb"):
+    for name in PICTURES:
         if name in record:
             record[name] = io.BytesIO(record[name].tobytes())
     return row, record | {"label": sample.label, "object_index": row, "name": sample.id, "category": sample.category,

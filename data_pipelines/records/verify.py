@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.batch import check
+from data_pipelines.batch import OPTIONAL, check
 from data_pipelines.files import checksum
 from data_pipelines.progress import Progress
 from data_pipelines.records import sheets
@@ -110,13 +110,13 @@ def _against_checksums(records: RecordSet, content: dict, report: Report, progre
 def _read(records: RecordSet, report: Report, progress, draw: bool) -> None:
     """Reads every record as the models do; keeps the few of the contact sheets."""
     from data_pipelines.input import TEXTS, decoder, tf, unpack  # TensorFlow: seconds to import
-    from data_pipelines.records.tfds import open_tfds, quiet
+    from data_pipelines.records.tfds import PICTURES, open_tfds, quiet
 
     features, paths = open_tfds(records.dir)
     if len(paths) != len(records.index):
         report.problems.append(f"{records.dir}: {len(paths)} records for the {len(records.index)} objects of {INDEX}")
         return
-    decode = decoder(features, records.recipe)
+    decode = decoder(features, records.recipe, OPTIONAL)
     categories = report.counts if draw else ()
     shown = {row for name in categories for row in sheets.choose(records.index, records.rows(name).tolist())}
     drawn: dict[int, dict[str, np.ndarray]] = {}
@@ -130,6 +130,8 @@ def _read(records: RecordSet, report: Report, progress, draw: bool) -> None:
             said = [stored.pop(name).decode() for name in TEXTS]
             fields = unpack({name: np.asarray(value)[None] for name, value in stored.items()}, records)
             check(fields)
+            if records.recipe.rgb_render and "rgb_render" not in fields:
+                raise ValueError("it has no coloured views")
             if (*said, int(stored["label"]), int(stored["object_index"])) != (
                     about["name"], about["category"], about["defect"], about["label"], row):
                 raise ValueError(f"it is of {'/'.join(said)}, row {int(stored['object_index'])}")
@@ -138,7 +140,7 @@ def _read(records: RecordSet, report: Report, progress, draw: bool) -> None:
             report.problems.append(f"{path}: not the record of {about['category']}/{about['name']} ({text:.200})")
             continue
         if row in shown:
-            drawn[row] = {name: fields[name][0] for name in ("render", "depth", "view_mask", "rgb") if name in fields}
+            drawn[row] = {name: fields[name][0] for name in PICTURES if name in fields}
         if row + 1 == len(paths) or about["category"] != records.index[row + 1]["category"]:
             if drawn:
                 report.sheets.append(_sheet(records, drawn))

@@ -143,6 +143,11 @@ def _resized(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), how))
 
 
+def _reduced(shade: np.ndarray, size: int) -> np.ndarray:
+    """Light [W, W] of 0 to 1 as a view [size, size] of levels 0 to 255."""
+    return np.clip(np.rint(_resized(shade, size, Image.Resampling.BICUBIC) * 255), 0, 255)
+
+
 def _front_most(pixel: np.ndarray, depth: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Bool [S]: the nearest candidate of every pixel, one per pixel."""
     index = np.flatnonzero(candidate)
@@ -167,7 +172,8 @@ def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[
 
 def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
                   point_size: float, *, seen: str = "front", zoom: float = ZOOM, cavity: float = 0.0, depth_relief: float = 0.0,
-                  fill_gaps: bool = False, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+                  fill_gaps: bool = False, colours: np.ndarray | None = None,
+                  draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
     """All views of one object.
 
     Args:
@@ -182,11 +188,13 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       depth_relief: share of the depth view's greys that shows height over the blurred surroundings instead of distance, 0
         (published views) to 1: eight bits of distance leave little to a shallow dent.
       fill_gaps: where less than a splat of the far side shows between splats of the near side, show the near side.
+      colours: [M, 3] uint8, of the points, for coloured views: the same light on them instead of on grey.
       draw: rasteriser to use instead of this process's.
 
     Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for `depth_relief`; background
       255), view_mask [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen
-      before the points no view sees took over their nearest seen neighbour's views.
+      before the points no view sees took over their nearest seen neighbour's views; with `colours` also rgb_render
+      [V, H, W, 3] uint8.
 
     Raises:
       ValueError: unknown `seen`, no valid point.
@@ -206,6 +214,10 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     count, size = len(cameras), image_size
     out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
            "view_mask": np.empty((count, size, size), bool)}
+    if colours is not None:
+        out["rgb_render"] = np.empty((count, size, size, 3), np.uint8)
+        # What grey makes of the light, undone; the last one is the background's, which stays white.
+        dyes = np.append(colours[index] / (255 * GREY), [[1.0] * 3], 0).astype(np.float32)
     pix = np.zeros((count, len(xyz), 2), np.int16)
     visible = np.zeros((count, len(xyz)), bool)
     shots = []
@@ -222,7 +234,10 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
             shade, numbers = _without_gaps(shade, numbers, distance, point_size)
         if lit is not None:
             shade = np.where(numbers >= 0, shade * lit[numbers], shade)
-        out["render"][v] = np.clip(np.rint(_resized(shade, size, Image.Resampling.BICUBIC) * 255), 0, 255)
+        out["render"][v] = _reduced(shade, size)
+        if colours is not None:
+            for channel in range(3):
+                out["rgb_render"][v, ..., channel] = _reduced(np.minimum(shade * dyes[numbers, channel], 1), size)
         out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, depth_relief)
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)

@@ -76,7 +76,8 @@ DIFFICULTIES: dict[str, dict[str, Range]] = {
 
 
 class Defective(NamedTuple):
-    """The deformed mesh, `amount` float64 [Q] per vertex, and size and depth in the solid's unit.
+    """The deformed mesh, `amount` float64 [Q] per vertex, size and depth in the solid's unit, and where every vertex was
+    before, [Q, 3]: on the sound body, or, on a fracture, inside it.
 
     bend: size is the part's length, depth the largest displacement; break: size is the radius of a disc of the
     fracture's area, depth the length that is missing.
@@ -86,6 +87,7 @@ class Defective(NamedTuple):
     amount: np.ndarray
     size: float
     depth: float
+    before: np.ndarray
 
 
 class NoPlace(ValueError):
@@ -208,7 +210,7 @@ def _bulge(solid, mesh, seed, radius, depth, rng, sign=1.0) -> Defective:
     patch = _patch(mesh, seed, radius, 1.4, 8, rng)
     amount = np.where(patch.q < 1, np.square(1 - np.square(np.minimum(patch.q, 1))), 0)
     moved = patch.mesh.vertices + (sign * depth) * amount[:, None] * patch.normal
-    return Defective(Mesh(moved, patch.mesh.faces), amount / amount.max(), radius, depth)
+    return Defective(Mesh(moved, patch.mesh.faces), amount / amount.max(), radius, depth, patch.mesh.vertices)
 
 
 def _dent(solid, mesh, seed, radius, depth, rng) -> Defective:
@@ -227,7 +229,7 @@ def _hole(solid, mesh, seed, radius, depth, rng) -> Defective:
     amount = np.where(gone, 1, np.square(np.clip((1.55 - patch.q) / 0.55, 0, 1)))
     moved = patch.mesh.vertices - depth * amount[:, None] * patch.normal
     kept = patch.mesh.faces[~gone[patch.mesh.faces].all(1)]
-    return Defective(Mesh(moved, kept), amount, radius, depth)
+    return Defective(Mesh(moved, kept), amount, radius, depth, patch.mesh.vertices)
 
 
 def _crack(solid, mesh, seed, length, depth, rng) -> Defective:
@@ -256,9 +258,8 @@ def _crack(solid, mesh, seed, length, depth, rng) -> Defective:
     amount = groove(fine.vertices, normals)
     if not (amount > THRESHOLD).any():
         raise NoPlace("the crack lies off the surface")
-    return Defective(
-        Mesh(fine.vertices - depth * amount[:, None] * normals, fine.faces), amount / amount.max(), length, depth
-    )
+    moved = Mesh(fine.vertices - depth * amount[:, None] * normals, fine.faces)
+    return Defective(moved, amount / amount.max(), length, depth, fine.vertices)
 
 
 def _walk(mesh: Mesh, normal, seed: int, length: float, step: float, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -340,7 +341,7 @@ def _break(solid, mesh, share, rough, rng) -> Defective:
     if (amount > THRESHOLD).sum() < 12:
         raise NoPlace("the cut misses the body")
     area = exact.total(_vertex_area(broken)[amount > THRESHOLD]) * _total_area(broken)
-    return Defective(broken, amount, float(np.sqrt(area / np.pi)), float(height))
+    return Defective(broken, amount, float(np.sqrt(area / np.pi)), float(height), broken.vertices)
 
 
 def _total_area(mesh: Mesh) -> float:
@@ -371,4 +372,4 @@ def _bend(mesh, share, angle, rng) -> Defective:
     curving = np.where(part, 4 * ramp * (1 - ramp), 0)  # the rate at which the angle grows, over its largest
     if (curving > THRESHOLD).sum() < 12:
         raise NoPlace("the bend is smaller than the mesh")
-    return Defective(Mesh(root + turned, mesh.faces), curving, float(reach), float(shift.max()))
+    return Defective(Mesh(root + turned, mesh.faces), curving, float(reach), float(shift.max()), mesh.vertices)

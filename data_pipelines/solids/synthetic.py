@@ -6,6 +6,7 @@
 DIR/<category>/train/*_template*.pcd   two good objects
 DIR/<category>/test/<n>_good.pcd, <n>_<defect>.pcd   binary clouds, x y z float32, millimetres
 DIR/<category>/gt/<n>_<defect>.txt     "x y z label", the same coordinates in the same order
+DIR/<category>/colour/<stem>.npy       uint8 [S, 3], the points' colours, with --colour; the other files are the same without
 DIR/manifest.json                      settings and, for every object, defect, counts, size, depth, seed and the files' SHA-256
 
 Nothing but the defect tells the classes apart: every number has its own dimensions, pose, warp, scale, point count and
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -35,6 +37,7 @@ from data_pipelines.command import command, guarded
 from data_pipelines.files import write_atomic
 from data_pipelines.solids import defects as kinds
 from data_pipelines.solids import exact
+from data_pipelines.solids.colour import material
 from data_pipelines.solids.defects import ALL_DEFECTS, DIFFICULTIES, THRESHOLD, waves
 from data_pipelines.solids.fields import about
 from data_pipelines.solids.finish import finish
@@ -55,7 +58,20 @@ def make_object(
     relief: float = 0.0, grafts: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """One scan: xyz float64 [S, 3] in millimetres rounded to 0.001, labels bool [S], and what was done (a manifest
-    row).
+    row). Arguments and more: `make_coloured`.
+    """
+    xyz, labels, _, row = make_coloured(
+        category, seed, index, defect, points=points, difficulty=difficulty, split=split, relief=relief, grafts=grafts,
+        colour=False,
+    )  # fmt: skip
+    return xyz, labels, row
+
+
+def make_coloured(
+    category: str, seed: int, index: int, defect: str, *, points: int, difficulty: str, split: str = "test",
+    relief: float = 0.0, grafts: float = 0.0, colour: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """One scan as `make_object`, with the points' colours uint8 [S, 3] before the manifest row (None without `colour`).
 
     `index` names the object inside its category: the good and the defective object of one index are the same body in the
     same pose, with the same warp, number of points and noise; only the defect and the drawn points differ. S lies within 10% of
@@ -85,11 +101,11 @@ def make_object(
         "size": 0.0,
         "depth": 0.0,
     }
-    amount = np.zeros(len(mesh.vertices))
+    amount, before = np.zeros(len(mesh.vertices)), mesh.vertices
     if defect != "good":
         severity = kind_rng.uniform()
         made = _defective(defect, body, mesh, difficulty, severity, kind_rng, pose, category)
-        mesh, amount = made.mesh, made.amount
+        mesh, amount, before = made.mesh, made.amount, made.before
         row.update(size=round(made.size * scale, 3), depth=round(made.depth * scale, 3), severity=round(severity, 3))
     mesh = Mesh(_warp(mesh.vertices, unit, bending, pair_rng), mesh.faces)
     face, weights = sample_surface(mesh, count, kind_rng)
@@ -99,7 +115,11 @@ def make_object(
     xyz = xyz + level[:, None] * kind_rng.normal(size=(count, 3))
     labels = on_faces(amount, corners, weights) > THRESHOLD
     row.update(points=count, defective_points=int(labels.sum()), seed=list(root))
-    return np.round(exact.times(scale * xyz, pose.T), 3) + 0.0, labels, row
+    colours = None
+    if colour:
+        dye = material(category, unit, np.random.default_rng(np.random.SeedSequence((*root, 5))))
+        colours = dye(on_faces(before, corners, weights))
+    return np.round(exact.times(scale * xyz, pose.T), 3) + 0.0, labels, colours, row
 
 
 def _defective(defect, body, mesh, difficulty, severity, rng, pose, category) -> kinds.Defective:
@@ -158,8 +178,11 @@ class Settings:
         return {key: value for key, value in values.items() if value or key not in ("relief", "grafts")}
 
 
-def write(root: str | Path, *, categories: Sequence[str], workers: int = 2, **made_by: Any) -> tuple[str, ...]:
+def write(
+    root: str | Path, *, categories: Sequence[str], workers: int = 2, colour: bool = False, **made_by: Any
+) -> tuple[str, ...]:
     """Writes the data set, or what is missing of it: same arguments, same bytes, whatever the processor, workers, interruptions.
+    With `colour` the points' colours too, also to a folder that was written without.
 
     `made_by` are the fields of `Settings`. Good objects get even numbers, defective ones odd, kinds in turn. Categories may be
     added to a folder later. Returns the categories whose files are not those of `PUBLISHED`, where it has the settings. Raises
@@ -185,9 +208,9 @@ def write(root: str | Path, *, categories: Sequence[str], workers: int = 2, **ma
             json.dumps({"settings": kept, "categories": list(everything), "samples": []}, indent=1).encode(),
         )
     jobs = [job for c in categories for job in _jobs(c, settings)]
-    missing = [job for job in jobs if not _row_path(root, job).exists()]
+    missing = [job for job in jobs if not (_row_path(root, job).exists() and (not colour or _colour_path(root, job).exists()))]
     if missing:
-        _run(root, missing, settings, workers)
+        _run(root, missing, settings, workers, colour)
     rows = [path for c in everything for path in sorted((root / c / "meta").glob("*.json"))]
     samples = [json.loads(p.read_text()) for p in rows]
     text = json.dumps({"settings": kept, "categories": list(everything), "samples": samples}, indent=1)
@@ -245,12 +268,16 @@ def _row_path(root: Path, job: Job) -> Path:
     return root / job[0] / "meta" / f"{job[4]}.json"
 
 
-def _run(root: Path, jobs: list[Job], settings: Settings, workers: int) -> None:
+def _colour_path(root: Path, job: Job) -> Path:
+    return root / job[0] / "colour" / f"{job[4]}.npy"
+
+
+def _run(root: Path, jobs: list[Job], settings: Settings, workers: int, colour: bool) -> None:
     """Here, or in child processes of this module: they inherit no threads and import neither TensorFlow nor JAX."""
     workers = min(workers, len(jobs) // 4)
     if workers <= 1:
         for job in jobs:
-            _make(root, job, settings)
+            _make(root, job, settings, colour)
         return
     package = str(Path(__file__).resolve().parents[2])
     env = {
@@ -266,7 +293,8 @@ def _run(root: Path, jobs: list[Job], settings: Settings, workers: int) -> None:
     ]
     try:
         for i, child in enumerate(children):
-            child.stdin.write(json.dumps({"root": str(root), "jobs": jobs[i::workers], "settings": asdict(settings)}))
+            part = {"root": str(root), "jobs": jobs[i::workers], "settings": asdict(settings), "colour": colour}
+            child.stdin.write(json.dumps(part))
             child.stdin.close()
         failures = [child.stderr.read().strip() for child in children if child.wait()]
     finally:
@@ -281,12 +309,16 @@ def _run(root: Path, jobs: list[Job], settings: Settings, workers: int) -> None:
         )
 
 
-def _make(root: Path, job: Job, settings: Settings) -> None:
+def _make(root: Path, job: Job, settings: Settings, colour: bool) -> None:
     category, split, index, defect, stem = job
-    xyz, labels, row = make_object(
+    xyz, labels, colours, row = make_coloured(
         category, settings.seed, index, defect, points=settings.points, difficulty=settings.difficulty, split=split,
-        relief=settings.relief, grafts=settings.grafts,
+        relief=settings.relief, grafts=settings.grafts, colour=colour,
     )  # fmt: skip
+    if colours is not None:
+        content = io.BytesIO()
+        np.save(content, colours)
+        write_atomic(_colour_path(root, job), content.getvalue())
     folder = root / category
     header = (
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
@@ -317,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--difficulty", default="middle", help=", ".join(DIFFICULTIES))
     parser.add_argument("--relief", type=float, default=0.0, help="share of objects with sound relief")
     parser.add_argument("--grafts", type=float, default=0.0, help="share of objects with a part of another kind grown on")
+    parser.add_argument("--colour", action="store_true", help="write the points' colours too")
     for name, default in (("seed", 0), ("good", 10), ("defective", 10), ("points", 10_000), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
@@ -328,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.part:
             part = json.load(sys.stdin)
             for job in part["jobs"]:
-                _make(Path(part["root"]), tuple(job), Settings(**part["settings"]))
+                _make(Path(part["root"]), tuple(job), Settings(**part["settings"]), part["colour"])
             return
         if not args.out:
             parser.error("--out is needed: the folder to write to")
@@ -336,6 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(
             args.out, categories=names, workers=args.workers, seed=args.seed, points=args.points, difficulty=args.difficulty,
             defects=args.defects.split(","), good=args.good, defective=args.defective, relief=args.relief, grafts=args.grafts,
+            colour=args.colour,
         )  # fmt: skip
 
     return guarded(work)

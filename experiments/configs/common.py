@@ -46,6 +46,7 @@ def embedded() -> ConfigDict:
             "depth_relief": 0.5,  # share of a depth view's greys for height over the surroundings, not distance (published: 0)
             "fill_gaps": True,  # no specks of the far side between the points of the near side (published: False)
             "rasteriser": "open3d",  # what draws; "numpy" where Open3D cannot, slower and not quite the same
+            "rgb_render": False,  # coloured views in the records too; methods that train on them switch it on
             "window": 336,  # pixels drawn before the picture is reduced to image_size
             "point_size": 8.0,
             "point_sizes": {},  # category -> size, where they differ
@@ -121,6 +122,7 @@ def set_method(config: ConfigDict, method: str) -> None:
                 same = [key for key in kept if key in wanted[name] and wanted[name][key] == before[name].get(key)]
                 wanted[name].update({key: kept[key] for key in same})
         config.method = method
+        config.data.rgb_render = config.data.rgb_render or "rgb_render" in entry_of(method).fields
         config.update({name: value for name, value in wanted.items() if name not in config})
 
 

@@ -29,12 +29,13 @@ class Entry(NamedTuple):
     clip: bool = True  # False: no CLIP is loaded for it
     trains: bool = True  # False: it has no stages
     colour: bool = False  # whether it has `predict_rgb`
+    fields: tuple[str, ...] = ()  # optional fields of a batch (`batch.OPTIONAL`) that the features of its stages read
 
 
 METHODS: dict[str, Entry] = {
     "gsclip": Entry(gsclip.Config, gsclip.build, colour=True),
     "pointad": Entry(pointad.Config, pointad.build),
-    "align3d": Entry(align3d.Config, align3d.build),
+    "align3d": Entry(align3d.Config, align3d.build, fields=("rgb_render",)),
     "plain_clip": Entry(plain_clip.Config, plain_clip.build, trains=False),
     "surface_variation": Entry(NoKeys, lambda cfg, parts: surface.SurfaceVariation(), clip=False, trains=False),
     "broken_symmetry": Entry(NoKeys, lambda cfg, parts: surface.BrokenSymmetry(), clip=False, trains=False),

@@ -14,22 +14,25 @@ import numpy as np
 import pytest
 
 from data_pipelines.solids import exact, synthetic
-from data_pipelines.solids.synthetic import ALL_DEFECTS, SETS, make_object, write
+from data_pipelines.solids.synthetic import ALL_DEFECTS, SETS, make_coloured, write
 from experiments.configs.common import embedded
 
 ROOT = Path(synthetic.__file__).parents[2]
-GENERATOR = "exact defects fields finish meshing shapes eval_families families pretrain_families synthetic".split()
+GENERATOR = "exact colour defects fields finish meshing shapes eval_families families pretrain_families synthetic".split()
 RECORDED = "19ef00382b7fd4ef66803f9dca2e75e7c3443bf9a59ec412cfdc00c80a2a5739"  # of few_scans
+COLOURS = "a088b8b100f20a25b4323f1b03891584c2154bb91a910c326cd330209524f920"  # of their colours
 
 
-def few_scans() -> str:
-    """SHA-256 over a scan of every category, kinds of defect and difficulties in turn, half with relief, half with grafts."""
-    seen = hashlib.sha256()
+def few_scans() -> tuple[str, str]:
+    """SHA-256 over a scan of every category, kinds of defect and difficulties in turn, half with relief, half with grafts; and
+    over their colours."""
+    seen, dyed = hashlib.sha256(), hashlib.sha256()
     for i, category in enumerate(c for name in ("test", "train", "dev", "pretrain") for c in SETS[name]):
         options = {"difficulty": list(synthetic.DIFFICULTIES)[i % 4], "relief": float(i % 2), "grafts": float(i % 4 > 1)}
-        xyz, labels, _ = make_object(category, 5, 0, ("good", *ALL_DEFECTS)[i % 7], points=400, **options)
+        xyz, labels, colours, _ = make_coloured(category, 5, 0, ("good", *ALL_DEFECTS)[i % 7], points=400, **options)
         seen.update(xyz.astype("<f4").tobytes() + labels.tobytes())
-    return seen.hexdigest()
+        dyed.update(colours.tobytes())
+    return seen.hexdigest(), dyed.hexdigest()
 
 
 def elsewhere(code: str) -> str:
@@ -50,8 +53,9 @@ def elsewhere(code: str) -> str:
 
 def test_same_scans_whatever_the_processor_offers():
     here = few_scans()
-    assert elsewhere("from tests.data_pipelines.test_exact import few_scans; print(few_scans())") == here
-    assert here == RECORDED, "other scans than before: raise synthetic.FORMAT, make published.json and the figures again"
+    assert elsewhere("from tests.data_pipelines.test_exact import few_scans; print(few_scans())") == str(here)
+    assert here[0] == RECORDED, "other scans than before: raise synthetic.FORMAT, make published.json and the figures again"
+    assert here[1] == COLOURS, "other colours than before: raise records.store.VERSION, so that no cache keeps the old ones"
 
 
 def published() -> list[dict]:

@@ -88,8 +88,9 @@ def test_key_names_all_that_made_it(made, root, tmp_path):
     changes = [{"points": 700}, {"image_size": 64}, {"views": 5}, {"cameras": "mvtec3d"}, {"window": 128}, {"point_size": 5},
                {"point_size": {"default": 4}}, {"cloud_points": 64}, {"neighbours": 5}, {"sample_seed": 1}, {"seen": "surface"},
                {"zoom": 0.5}, {"categories": ("egg",)}, {"back_off": True}, {"cavity": 0.5}, {"depth_relief": 0.5},
-               {"fill_gaps": True}]
-    assert key(cavity=0.0, depth_relief=0.0, fill_gaps=False) == key()  # records from before these keys are still found
+               {"fill_gaps": True}, {"rgb_render": True}]
+    # Records from before these keys are still found.
+    assert key(cavity=0.0, depth_relief=0.0, fill_gaps=False, rgb_render=False) == key()
     keys = [key()] + [key(**change) for change in changes]
     assert len(set(keys)) == len(keys) and made.dir.name == f"real3d-{keys[0]}"
     path = Path(reader.samples("egg")[3].mask_path)

@@ -33,7 +33,7 @@ def read_pcd(path: Path) -> np.ndarray:
 def easy_set(tmp_path_factory) -> Path:
     """The test categories at their plainest: 110 objects."""
     root = tmp_path_factory.mktemp("synthetic")
-    write(root, categories=SETS["test"], seed=3, good=11, defective=11, points=2000, difficulty="easy", workers=2)
+    write(root, categories=SETS["test"], seed=3, good=11, defective=11, points=2000, difficulty="easy", workers=2, colour=True)
     return root
 
 
@@ -87,6 +87,7 @@ def test_displacement_is_the_ground_truth(sphere, kind):
     """On a sphere the displacement can be read off the radius, whatever the construction did."""
     made = defects.apply(kind, *sphere, "easy", 0.5, np.random.default_rng(1), np.eye(3))
     radius = np.linalg.norm(made.mesh.vertices, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(made.before, axis=1), 0.8, atol=0.004)  # colours are taken from there
     moved = (radius - 0.8) * (1 if kind == "bulge" else -1)
     labelled = made.amount > defects.THRESHOLD
     assert moved.max() == pytest.approx(made.depth, rel=0.06)
@@ -116,6 +117,7 @@ def test_break_labels_the_fracture(sphere):
     edges = np.sort(made.mesh.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] % 2 == 0).all()  # closed by the fracture
     assert below[labelled].max() > 0.05
+    assert made.before is made.mesh.vertices  # a fracture shows the colours that lie inside
 
 
 def test_bend_labels_where_it_turns():
@@ -124,6 +126,7 @@ def test_bend_labels_where_it_turns():
     made = defects.apply("bend", solid, mesh, "easy", 0.5, np.random.default_rng(0), np.eye(3))
     moved = np.linalg.norm(made.mesh.vertices - mesh.vertices, axis=1)
     labelled = made.amount > defects.THRESHOLD
+    assert made.before is mesh.vertices
     assert moved.max() == pytest.approx(made.depth) and made.depth > 0.05
     assert 0.02 < labelled.mean() < 0.3
 
@@ -271,6 +274,19 @@ def trivial_scores(xyz: np.ndarray) -> dict[str, float]:
     return scores | {f"sorted_side_{i}": side for i, side in enumerate(np.sort(sides))}
 
 
+def colours_of(root: Path, row: dict) -> np.ndarray:
+    return np.load(root / row["category"] / "colour" / f"{Path(row['file']).stem}.npy").astype(np.float64)
+
+
+def trivial_colours(colours: np.ndarray) -> dict[str, float]:
+    """The same of the points' colours [S, 3]."""
+    scores = {f"mean_{name}": value for name, value in zip("rgb", colours.mean(0), strict=True)}
+    scores |= {f"std_{name}": value for name, value in zip("rgb", colours.std(0), strict=True)}
+    bright = colours.mean(1)
+    return scores | {"darkest": np.quantile(bright, 0.01), "brightest": np.quantile(bright, 0.99), "different": len(
+        np.unique(colours, axis=0)) / len(colours)}
+
+
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     positives = labels.sum()
     return (rankdata(scores)[labels].sum() - positives * (positives + 1) / 2) / (positives * (~labels).sum())
@@ -279,7 +295,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 def test_nothing_trivial_separates_the_classes(easy_set):
     rows = [row for row in json.loads((easy_set / "manifest.json").read_text())["samples"] if "/test/" in row["file"]]
     labels, category = np.array([row["label"] for row in rows], bool), np.array([row["category"] for row in rows])
-    table = [trivial_scores(read_pcd(easy_set / row["file"])) for row in rows]
+    table = [trivial_scores(read_pcd(easy_set / row["file"])) | trivial_colours(colours_of(easy_set, row)) for row in rows]
     assert len(rows) >= 100
     found = {}
     for name in table[0]:
@@ -289,3 +305,37 @@ def test_nothing_trivial_separates_the_classes(easy_set):
             within[category == c] = rankdata(score[category == c]) / (category == c).sum()
         found[name], found[f"{name}, ranked per category"] = auroc(score, labels), auroc(within, labels)
     assert {name: value for name, value in found.items() if not 0.4 <= value <= 0.6} == {}
+
+
+def test_colour_does_not_show_where_the_defect_is(easy_set):
+    """Neither a colour nor how colours change from point to point; of every kind of defect, and of all together."""
+    rows = [row for row in json.loads((easy_set / "manifest.json").read_text())["samples"] if row["label"]]
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        truth = np.genfromtxt(easy_set / row["category"] / "gt" / f"{Path(row['file']).stem}.txt")
+        xyz, labels, colours = truth[:, :3], truth[:, 3] > 0, colours_of(easy_set, row)
+        near = cKDTree(xyz).query(xyz, 7)[1][:, 1:]
+        scores = {name: auroc(colours[:, i], labels) for i, name in enumerate("rgb")}
+        scores["contrast"] = auroc(np.abs(colours[near].mean(1) - colours).max(1), labels)
+        found.setdefault(row["defect"], []).append(scores)
+    assert set(found) == set(ALL_DEFECTS)
+    means = {kind: {name: np.mean([one[name] for one in ones]) for name in ones[0]} for kind, ones in found.items()}
+    together = {name: np.mean([kind[name] for kind in means.values()]) for name in means["bend"]}
+    assert {name: value for name, value in together.items() if not 0.45 <= value <= 0.55} == {}, together
+    outside = {kind: one for kind, one in means.items() if any(not 0.3 <= value <= 0.7 for value in one.values())}
+    assert outside == {}  # some nine scans a kind
+
+
+def test_colours_come_beside_the_same_scans(tmp_path):
+    settings = dict(categories=("nut",), seed=1, good=1, defective=1, points=300)
+    write(tmp_path / "plain", **settings)
+    write(tmp_path / "coloured", **settings, colour=True)
+    plain, coloured = digests(tmp_path / "plain"), digests(tmp_path / "coloured")
+    assert plain.items() < coloured.items()
+    write(tmp_path / "plain", **settings, colour=True)  # a folder of before
+    assert digests(tmp_path / "plain") == coloured
+    more = coloured.keys() - plain.keys()
+    assert len(more) == len(list((tmp_path / "plain").rglob("*.pcd"))) and all("nut/colour/" in name for name in more)
+    good, bad = (np.load(path) for path in sorted((tmp_path / "plain" / "nut" / "colour").glob("00*.npy")))
+    assert good.dtype == np.uint8 and good.shape == (len(read_pcd(tmp_path / "plain" / "nut" / "test" / "000_good.pcd")), 3)
+    assert np.abs(good.mean(0) - bad.mean(0)).max() < 12  # of one material

@@ -63,6 +63,34 @@ def test_published_numbers_stand_beside_the_same_protocol_alone(tmp_path):
     assert found[4][0] == MODULES["full"] and "ablation" in found[4][1]
 
 
+ALIGN3D = {  # (data set, trained on) -> what its authors print; None: no colour to train on, so nobody has a number
+    ("mvtec3d", "mvtec3d"): (83.0, 94.3, 95.9, 86.5), ("eyecandies", "eyecandies"): (71.3, 76.6, 92.6, 74.2),
+    ("eyecandies", "mvtec3d"): (70.7, 75.3, 92.0, 72.6), ("real3d", "mvtec3d"): (76.1, 79.3, 76.7, None),
+    ("real3d", "real3d"): None, ("anomaly_shapenet", "anomaly_shapenet"): None, ("anomaly_shapenet", "mvtec3d"): None,
+}  # fmt: skip
+
+
+def test_what_nobody_published_stays_empty(tmp_path):
+    for place, (dataset, trained_on) in enumerate(ALIGN3D):
+        leave(tmp_path / f"{place}", 0.8, dataset=dataset, trained_on=trained_on, preset=trained_on, method="align3d", **THREE)
+    entries = tables.collect([tmp_path])
+    found = [entry.published() for entry in entries]
+    assert [one and one[0] for one in found] == list(ALIGN3D.values())
+    assert "settings differ by auxiliary category" in found[0][1]
+    head, *rows = [tables.header(entries), *tables.cells(entries)]
+    beside = [[row[i] for i, name in enumerate(head) if "published" in name] for row in rows]
+    assert [cell == "-" for cell in beside[3]] == [False, False, False, True, False]  # P-PRO of unorganised scans
+    assert beside[4] == beside[5] == beside[6] == ["-"] * 5
+    # The rows beside it, of the same protocols.
+    published = {(row.method, row.dataset, row.protocol): row.values for row in ROWS}
+    assert len(published) == len(ROWS)
+    assert [published["PointAD", name, "one-vs-rest"][0] for name in ("mvtec3d", "eyecandies", "real3d", "anomaly_shapenet")] == [
+        82.0, 69.1, 74.8, 82.6]
+    assert [published["GS-CLIP", name, "one-vs-rest"][0] for name in ("mvtec3d", "eyecandies", "real3d", "anomaly_shapenet")] == [
+        83.6, 71.5, 76.4, 84.1]
+    assert published["PointAD", "real3d", "cross"] == (75.9, 77.9, 71.6, None) and ("GS-CLIP", "real3d", "cross") not in published
+
+
 def test_three_files_with_the_difference_and_every_category(tmp_path, capsys):
     leave(tmp_path / "runs" / "full-s0", 0.8, **THREE)
     assert tables.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
