@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,8 +25,8 @@ TEXTS = ("name", "category", "defect")
 COLOUR = ("rgb",)  # of the optional fields, what is read where records have it and nobody says otherwise
 
 
-def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed: int, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, optional: Collection[str] = COLOUR) -> Iterator[Batch]:
+def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed: int, start_step: int = 0,
+                  places: Sequence[int] | None = None, optional: Collection[str] = COLOUR) -> Iterator[Batch]:
     """Endless batches: every object once an epoch, in an order drawn from (seed, epoch).
 
     Step s takes places s * batch_size to (s + 1) * batch_size - 1 of the endless order, so that starting at `start_step` gives
@@ -34,21 +34,21 @@ def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed:
 
     Args:
       batch_size: objects of one step over all processes.
-      process_index, process_count: this process yields its share, batch_size / process_count rows of every batch.
+      places: the rows of every batch that this process yields, in this order; a row may come again, to fill up. None: all.
       optional: which of `batch.OPTIONAL` are read, where the records have them; the others are not even decoded.
 
-    Yields: batches that keep `batch.FIELDS`.
+    Yields: batches that keep `batch.FIELDS`, of as many rows as `places`.
 
     Raises:
       DataError: unknown category, or one without defective samples.
-      ValueError: a batch size that the processes cannot share evenly.
+      ValueError: no batch size, or places that are not in the batch.
     """
     rows = records.rows(categories)
     wanted = {records.index[row]["category"] for row in rows}
     for category in sorted(wanted):
         if not any(records.index[row]["label"] for row in rows if records.index[row]["category"] == category):
             raise no_defective(category, records.dir)
-    share = _share(batch_size, process_index, process_count)
+    mine = _places(places, batch_size)
 
     first = start_step * batch_size
 
@@ -57,8 +57,8 @@ def train_batches(records: RecordSet, *, categories=None, batch_size: int, seed:
         return tf.data.Dataset.from_tensor_slices(tf.random.experimental.stateless_shuffle(rows, seed=[seed, epoch]))
 
     order = tf.data.Dataset.counter(first // len(rows)).flat_map(epoch_order).skip(first % len(rows))
-    order = order.batch(batch_size, drop_remainder=True).map(lambda step: step[share.start : share.stop]).unbatch()
-    return _batches(records, order, len(share), optional)
+    order = order.batch(batch_size, drop_remainder=True).map(lambda step: tf.gather(step, mine)).unbatch()
+    return _batches(records, order, len(mine), optional)
 
 
 def steps_per_epoch(records: RecordSet, categories, batch_size: int) -> int:
@@ -66,29 +66,31 @@ def steps_per_epoch(records: RecordSet, categories, batch_size: int) -> int:
     return -(-len(records.rows(categories)) // batch_size)
 
 
-def eval_batches(records: RecordSet, *, categories=None, batch_size: int, process_index: int = 0,
-                 process_count: int = 1, optional: Collection[str] = COLOUR) -> Iterator[Batch]:
-    """Every object once, in the order of the index; the last batch is filled up with repeats marked real = False.
+def eval_batches(records: RecordSet, *, categories=None, batch_size: int, places: Sequence[int] | None = None,
+                 optional: Collection[str] = COLOUR) -> Iterator[Batch]:
+    """Every object once, in the order of the index; what fills up a batch is repeats marked real = False.
 
     Args and errors: as `train_batches`; all processes get the same number of batches.
     """
     rows = records.rows(categories)
-    share = _share(batch_size, process_index, process_count)
+    mine = _places(places, batch_size)
     if not len(rows):
         raise DataError(f"{records.dir}: no records to evaluate")
     padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_size)]).reshape(-1, batch_size)
-    real = (np.arange(padded.size) < len(rows)).reshape(padded.shape)
-    mine = slice(share.start, share.stop)
-    batches = _batches(records, tf.data.Dataset.from_tensor_slices(padded[:, mine].ravel()), len(share), optional)
-    return (batch | {"real": flags[mine]} for batch, flags in zip(batches, real, strict=True))
+    first = np.zeros(len(mine), bool)
+    first[np.unique(mine, return_index=True)[1]] = True
+    real = (np.arange(padded.size) < len(rows)).reshape(padded.shape)[:, mine] & first
+    batches = _batches(records, tf.data.Dataset.from_tensor_slices(padded[:, mine].ravel()), len(mine), optional)
+    return (batch | {"real": flags} for batch, flags in zip(batches, real, strict=True))
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> range:
-    if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(f"a batch of {batch_size} objects cannot be shared by {process_count} processes (this is number "
-                         f"{process_index})")
-    each = batch_size // process_count
-    return range(process_index * each, (process_index + 1) * each)
+def _places(places: Sequence[int] | None, batch_size: int) -> np.ndarray:
+    if batch_size < 1:
+        raise ValueError(f"a batch of {batch_size} objects; it takes at least one")
+    found = np.arange(batch_size) if places is None else np.asarray(places)
+    if not len(found) or not (0 <= found.min() <= found.max() < batch_size):
+        raise ValueError(f"places {found.tolist()} of a batch of {batch_size} objects")
+    return found
 
 
 def _batches(records: RecordSet, rows: tf.data.Dataset, size: int, optional: Collection[str]) -> Iterator[Batch]:

@@ -93,7 +93,8 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     if config.task == "eval" and trains:
         raise ConfigError(f"{workdir} holds no trained model; run stage2.py with this --workdir first")
     values = identity.flat(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.model) if devices else None
+    if devices:
+        make_mesh(config.mesh.data, config.mesh.model)
     tests = config.task != "stage1"
     kept = ("data", "target", "cache", "eval.rgb", "method", "preset")
     about_data = [(k, v) for k, v in values.items() if k.startswith(kept)]
@@ -101,14 +102,6 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     kept = ("method", "clip", "pointnet2", "data.name", *(field.name for field in dataclasses.fields(row.config)))
     about_model = [(k, v) for k, v in values.items() if k.startswith(kept)]
     method, each, weights = seen.once([about_model, _batch(config)], lambda: _model(config, seen))
-    for stage in method.stages if trains else ():
-        share = mesh.shape["data"] if mesh else 1
-        if stage.batch_size % share:
-            raise ConfigError(
-                f"config.{stage.name}.batch_size={stage.batch_size}: a batch of {stage.batch_size} objects does not divide among "
-                f"{share} data devices; set it to a multiple of {share}, or fewer devices (config.mesh.cpu_devices on a CPU, "
-                "else config.mesh.data and mesh.model)"
-            )
     _space(Path(config.cache), each * counts["train"] if trains else 0, "stored features")
     _space(workdir, (weights if trains else 0) + counts["test"] * 8 * config.data.points, "checkpoints and scores")
 

@@ -33,7 +33,7 @@ from experiments.summary import Timer, say, table, versions
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.methods import METHODS
 from gsclip_jax.runtime.metric_writer import MetricWriter
-from gsclip_jax.runtime.sharding import make_mesh, place, replicated
+from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
 from gsclip_jax.training.feature_store import FeatureStore, Source, find_features
 from gsclip_jax.training.train import FitConfig, fit
 
@@ -113,7 +113,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
 
     trains = METHODS[config.method].trains and not is_trained(config, workdir)
     mesh, time = make_mesh(config.mesh.data, config.mesh.model), Timer(workdir / "seconds.json")
-    mine = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # ---- records: what is trained on, and what is evaluated
     records = tested = None
@@ -146,7 +145,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
             source = Source(alone.stages[number], params, stats, everything, len(records.rows(category)), about, mesh)
             stored = find_features(source, Path(config.cache) / "features")
             store, needed = stored or FeatureStore(), () if stored else needed  # what the features read is in them
-            read = partial(batches.train_batches, records, optional=needed, seed=config.seed, **objects, **mine)
+            places = batch_places(mesh, stage.batch_size)
+            read = partial(batches.train_batches, records, optional=needed, seed=config.seed, places=places, **objects)
             steps = batches.steps_per_epoch(records, category, stage.batch_size)
             how = FitConfig(workdir / stage.name, mesh, config.seed, config.save_every_s)
             writer = MetricWriter(workdir / "metrics.jsonl")
@@ -172,7 +172,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         this.show()  # its files are written where those of another may be shown
     time_of = time if this.is_first else Timer(this.home / "seconds.json")
     with time_of("eval"):
-        read = partial(batches.eval_batches, tested, batch_size=batch_size(config, mesh), **mine)
+        size = batch_size(config, mesh)
+        read = partial(batches.eval_batches, tested, batch_size=size, places=batch_places(mesh, size))
         unscored = partial(batches_with, read, index)
         evaluate.score_objects(alone, params, stats, index, unscored, this.home / "eval", mesh=mesh, rgb=wants_rgb(config))
         tables = evaluate.tabulate(index, this.home / "eval")

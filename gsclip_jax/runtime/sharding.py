@@ -73,7 +73,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def pad_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
     """The batch with its rows repeated in turn, marked real = False, until it divides among the devices of `data`."""
-    rows, local = len(next(iter(batch.values()))), max(mesh.shape["data"] // jax.process_count(), 1)
+    rows, local = len(next(iter(batch.values()))), _local_places(mesh)
     if not rows % local:
         return batch
     take = np.arange(rows + -rows % local) % rows
@@ -81,18 +81,37 @@ def pad_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]
     return padded | {"real": padded["real"] & (np.arange(len(take)) < rows)}
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Splits every field's first axis over `data`; each process gives its own part of the global batch.
+def batch_places(mesh: Mesh, rows: int) -> np.ndarray:
+    """The rows of a batch of so many that this process reads: those of its devices' places on the `data` axis, in order.
 
-    Raises:
-      ValueError: the batch does not divide among the devices.
+    Every device has as many: past the last row they begin again. What they repeat takes no part (`train.make_step`; in
+    evaluation `real`). Processes that lie along `model` alone read the same rows.
     """
-    sharding = NamedSharding(mesh, P("data"))
-    rows = len(next(iter(batch.values())))
-    local = mesh.shape["data"] // jax.process_count()
-    if local and rows % local:
-        raise ValueError(
-            f"a batch of {rows} objects does not divide among {local} data devices; set the batch size to a multiple, "
-            "or config.mesh.model higher"
-        )
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for name, value in batch.items()}
+    places = np.arange(rows + -rows % mesh.shape["data"]) % rows
+    return np.concatenate(np.split(places, mesh.shape["data"])[slice(*_local_range(mesh))])
+
+
+def _local_range(mesh: Mesh) -> tuple[int, int]:
+    """First and last + 1 place on the `data` axis of this process's devices."""
+    along = mesh.axis_names.index("data")
+    found = sorted({at[along] for at, device in np.ndenumerate(mesh.devices) if device.process_index == jax.process_index()})
+    if found != list(range(found[0], found[-1] + 1)):
+        raise ValueError(f"the devices of process {jax.process_index()} lie apart on the data axis ({found}); set config.mesh.*")
+    return found[0], found[-1] + 1
+
+
+def _local_places(mesh: Mesh) -> int:
+    first, end = _local_range(mesh)
+    return end - first
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Splits every field's first axis over `data`; each process gives its own part of the global batch (`batch_places`), filled
+    up with repeats where it does not divide among its devices (`pad_batch`)."""
+    sharding, places = NamedSharding(mesh, P("data")), _local_places(mesh)
+
+    def whole(value: np.ndarray) -> jax.Array:
+        shape = (len(value) // places * mesh.shape["data"], *value.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, value, shape)
+
+    return {name: whole(np.asarray(value)) for name, value in pad_batch(batch, mesh).items()}

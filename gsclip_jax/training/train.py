@@ -61,11 +61,14 @@ def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
 def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_epoch: int = 1) -> Callable:
     """step(state, frozen, batch, key) -> (state, metrics), compiled once; `state` is donated.
 
-    The epoch follows from the state's step, so that a run that goes on from a checkpoint is in the epoch it was stopped in.
+    A batch that was filled up for the devices is cut to `stage.batch_size` rows again: the repeats take no part, and the result
+    is the same on any number of devices. The epoch follows from the state's step, so that a run that goes on from a checkpoint
+    is in the epoch it was stopped in.
     """
 
     def step(state: State, frozen: Params, batch: dict[str, jax.Array], key: jax.Array):
         key = jax.random.fold_in(key, state.step)
+        batch = {name: value[: stage.batch_size] for name, value in batch.items()}
         grad_of = jax.value_and_grad(stage.loss, argnums=0, has_aux=True)
         when = {"epoch": state.step // steps_per_epoch} if stage.by_epoch else {}
         (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key, **when)

@@ -77,21 +77,23 @@ def test_resumes_exactly_at_any_step(made):
 
 def test_processes_share_every_batch(made):
     whole = rows(take(input.train_batches(made, categories="ball", batch_size=4, seed=1, start_step=1), 4))
-    parts = [rows(take(input.train_batches(made, categories="ball", batch_size=4, seed=1, start_step=1, process_index=i,
-                                           process_count=2), 4)) for i in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
-    for wrong in ({"process_count": 3}, {"process_count": 2, "process_index": 2}):
-        with pytest.raises(ValueError, match="cannot be shared"):
-            input.train_batches(made, categories="ball", batch_size=4, seed=1, **wrong)
+    parts = [rows(take(input.train_batches(made, categories="ball", batch_size=4, seed=1, start_step=1, places=places), 4))
+             for places in ([0, 1, 2], [3, 0, 1])]
+    assert [a + b for a, b in zip(*parts, strict=True)] == [[*one, one[0], one[1]] for one in whole]
+    for wrong in ([], [4], [-1]):
+        with pytest.raises(ValueError, match="of a batch of 4 objects"):
+            input.train_batches(made, categories="ball", batch_size=4, seed=1, places=wrong)
 
 
 def test_evaluation_is_in_order_and_marks_its_filling(made):
     batches = take(input.eval_batches(made, batch_size=4), 9)
     assert rows(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
     assert [one["real"].tolist() for one in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
-    parts = [take(input.eval_batches(made, batch_size=4, process_index=i, process_count=2), 9) for i in range(2)]
+    parts = [take(input.eval_batches(made, batch_size=4, places=places), 9) for places in ([0, 1], [2, 3])]
     assert [rows(part) for part in parts] == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [9, 9]]]
     assert [part[-1]["real"].tolist() for part in parts] == [[True, True], [False, False]]
+    (repeated,) = take(input.eval_batches(made, categories="egg", batch_size=5, places=[0, 1, 2, 3, 4, 0]), 1)
+    assert repeated["real"].tolist() == [True] * 5 + [False]
 
 
 def test_what_cannot_be_trained_on(made):

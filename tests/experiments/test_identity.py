@@ -57,7 +57,6 @@ def test_a_batch_is_filled_up_for_the_devices():
 
 
 @pytest.mark.parametrize("changes, said", [
-    (["stage2.batch_size=3"], "stage2.batch_size=3: a batch of 3 objects does not divide among 4"),
     (["eval.batch_size=0"], "eval.batch_size is 0"), (["stage1.learning_rate=nan"], "stage1.learning_rate is nan"),
     (["clip.name=/nowhere.pt"], "/nowhere.pt"), (["pointnet2.weights=/nowhere.pth"], "/nowhere.pth"),
     (["clip.tokenizer=/nowhere"], "/nowhere"), (["model.start=", "model.n_ctx=200"], "prompts of 20"),

@@ -6,11 +6,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import Mesh
 
 from gsclip_jax.method import Stage
 from gsclip_jax.runtime.metric_writer import MetricWriter
-from gsclip_jax.runtime.sharding import make_mesh, place, put_batch, specs
+from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, put_batch, specs
 from gsclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from gsclip_jax.training.feature_store import Source, find_features
 from gsclip_jax.training.train import FitConfig, State, fit, make_optimiser, make_step, partition
@@ -159,9 +161,45 @@ def test_a_checkpoint_of_other_shapes_is_refused(one_device, tmp_path):
             checkpoints.restore(place({"w": jnp.ones((4, 3))}, one_device))
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="3 objects does not divide among 4"):
-        put_batch(tiny.batch(3), make_mesh(4, 1))
+@pytest.mark.parametrize("stage, data, model, objects", [
+    (0, 4, 1, 3), (1, 2, 1, 3), (1, 2, 2, 1),
+])
+def test_any_batch_on_any_devices_trains_the_same(one_device, stage, data, model, objects):
+    """Batches that do not divide, or are fewer than the devices: what fills them up takes no part, statistics included."""
+    gsclip = tiny.method()
+    row, (params, stats) = dataclasses.replace(gsclip.stages[stage], batch_size=objects), tiny.params(gsclip)
+    optimiser = optax.sgd(1e-2)  # Adam would make full steps of what is 0 but for round-off
+
+    def after_two_steps(mesh):
+        trainable, frozen = (place(part, mesh) for part in partition(params, row))
+        state = place(State(jnp.zeros((), jnp.int32), trainable, optimiser.init(trainable), stats), mesh)
+        step = make_step(row, optimiser)
+        for number in range(2):
+            state, metrics = step(state, frozen, put_batch(tiny.batch(objects, seed=number), mesh), jax.random.key(0))
+        return jax.device_get((state.trainable, state.stats, metrics))
+
+    some = Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
+    for ours, theirs in zip(*map(jax.tree.leaves, (after_two_steps(some), after_two_steps(one_device))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
+
+
+def test_every_process_reads_the_rows_of_its_devices(monkeypatch):
+    mesh = make_mesh(2, 2)
+    assert batch_places(mesh, 3).tolist() == [0, 1, 2, 0] and batch_places(mesh, 1).tolist() == [0, 0]
+    Device = dataclasses.make_dataclass("Device", ["id", "process_index"], frozen=True)
+
+    def devices(owners):
+        found = np.empty(owners.shape, object)
+        for number, (at, owner) in enumerate(np.ndenumerate(owners)):
+            found[at] = Device(number, int(owner))
+        return found
+
+    places = np.array([[0, 0], [1, 1]])  # two processes along `data`, then along `model`
+    for owners, expected in ((places, [[0, 1], [2, 0]]), (places.T, [[0, 1, 2, 0]] * 2)):
+        there = Mesh(devices(owners), ("data", "model"))
+        for process, rows in enumerate(expected):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            assert batch_places(there, 3).tolist() == rows
 
 
 def test_features_are_stored_once_and_joined_by_object(one_device, tmp_path):
