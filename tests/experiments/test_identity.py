@@ -13,6 +13,7 @@ from experiments import evaluations, identity, predict, run
 from experiments.command_line import parse
 from experiments.configs import common, pretrain, protocol
 from experiments.export import main as export
+from gsclip_jax.methods import METHODS
 from gsclip_jax.runtime.sharding import make_mesh, pad_batch
 from gsclip_jax.training.feature_store import Source, feature_keys
 from tests import tiny
@@ -24,7 +25,8 @@ def test_every_key_is_claimed_by_a_row(name):
     for config in (common.preset(name), protocol.get_config(name), pretrain.get_config()):
         unclaimed = [key for key in identity.flat(config) if identity.row_of(key) is None]
         assert unclaimed == []
-    known = {key for config in (protocol.get_config(), pretrain.get_config()) for key in identity.flat(config)}
+    configs = [protocol.get_config(), pretrain.get_config(), *(common.with_method(common.preset(name), m) for m in METHODS)]
+    known = {key for config in configs for key in identity.flat(config)}
     rows = [row[0] for row in identity.KEYS]
     assert len(set(rows)) == len(rows) and all(any(k == row or k.startswith(row + ".") for k in known) for row in rows)
 

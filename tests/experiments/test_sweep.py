@@ -13,7 +13,7 @@ from experiments import run, sweep
 from experiments.build import ConfigError
 
 GRIDS = ["modules", "top_k", "prototypes", "views", "defect_tokens", "srm_tokens", "prototype_training", "losses", "zero_shot",
-         "real_shapes"]  # fmt: skip
+         "real_shapes", "align3d"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GRIDS)

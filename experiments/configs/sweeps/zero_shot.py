@@ -11,6 +11,7 @@ METHODS = {
     "broken-symmetry": {"method": "broken_symmetry"},  # likewise
     "plain-clip": {"method": "plain_clip"},  # sentences and renderings, nothing learned on the auxiliary category
     "pointad": {"method": "pointad"},  # learned prompts, render stream
+    "align3d": {"method": "align3d"},  # learned prompts, render stream and what coloured views would say
     "gsclip-released": {"variant": "released", **PAPER},
     "gsclip-paper": PAPER,
     "gsclip-views": {"model.surface_share": 0.0},  # the paper's, started from sentences and from the mean of the streams
