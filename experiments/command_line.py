@@ -97,6 +97,7 @@ def trained_config(name: str, config, workdir: Path):
         raise ConfigError(f"{workdir} was trained with preset {preset!r}, not {config.preset!r}; --config eval.py takes what was")
     file = name.partition(":")[0]
     found = load_config(f"{file}:{preset}" if preset else file)
+    set_method(found, there.get("method", found.method))  # with its keys, and none of another method's
     here = {key: found[key] for key in ("task", "workers", "mesh")}
     with found.unlocked(), found.ignore_type():
         found.update(_tuples({key: value for key, value in there.items() if key not in (*here, "auxiliary")}))

@@ -124,3 +124,25 @@ def prompt_learner(shared_reference, width=128, suffixes=(63, 62)):
             f"tokenized_prompts_{sign}": torch.zeros(1, 1, 77, dtype=torch.int32),
         }
     return state, shapes, weights
+
+
+def align3d_files(folder, width=128, embed=96, depth=3):
+    """Align3D-AD's two checkpoints as its train_v12.py saves them, with the buffers; (rgb, rendering) state dicts."""
+    saved = {}
+    for learner in ("rgb_prompt_learner", "prompt_learner"):
+        shapes = {name: (1, 1, 12, width) for name in ("ctx_pos", "ctx_neg")}
+        shapes |= {f"compound_prompts_text.{i}": (4, width) for i in range(depth - 1)}
+        shapes |= {f"compound_prompt_projections.{i}.{leaf}": shape for i in range(depth - 1)
+                   for leaf, shape in (("weight", (896, width)), ("bias", (896,)))}  # fmt: skip
+        shapes |= {f"{part}_{sign}": (1, 1, n, width) for sign, n in (("pos", 64), ("neg", 63))
+                   for part in ("token_prefix", "token_suffix")}  # fmt: skip
+        tokens = {f"tokenized_prompts_{sign}": torch.zeros(1, 1, 77, dtype=torch.int32) for sign in ("pos", "neg")}
+        saved[learner] = values(shapes) | tokens
+    layers = [f"{part}_mlp.{layer}" for part in ("global", "local") for layer in ("input", "projection", "output")]
+    leaves = {"weight": (embed, embed), "bias": (embed,)}
+    aligner = values({f"{name}.{leaf}": shape for name in layers for leaf, shape in leaves.items()})
+    rgb = {"rgb_prompt_learner": saved["rgb_prompt_learner"], "aligner": aligner}
+    rendering = {"prompt_learner": saved["prompt_learner"]}
+    torch.save(rgb, folder / "epoch_15_rgb.pth")
+    torch.save(rendering, folder / "epoch_15_rendering.pth")
+    return rgb, rendering

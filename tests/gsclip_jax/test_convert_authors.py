@@ -11,10 +11,13 @@ from gsclip_jax.convert import load_checkpoint, load_clip, load_pointnet2
 from gsclip_jax.convert.__main__ import main
 from gsclip_jax.convert.authors import plain_names, recognise
 from gsclip_jax.convert.files import load_state
-from gsclip_jax.convert.fusion_names import gddm_to_torch, srm_to_torch
+from gsclip_jax.convert.fusion_names import aligner_to_torch, gddm_to_torch, srm_to_torch
 from gsclip_jax.convert.pointnet2_names import to_torch
+from gsclip_jax.methods.align3d import Align3d, Config
+from gsclip_jax.methods.align3d.config import Model
+from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.runtime.keys import WeightsError
-from tests.weight_files import equal, openai_file, prompt_learner
+from tests.weight_files import align3d_files, equal, openai_file, prompt_learner
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are converted here")
 
@@ -130,6 +133,46 @@ def test_pointad_checkpoint(tmp_path, shared_reference):
     torch.save({"prompt_learner": state}, tmp_path / "gap.pth")
     with pytest.raises(WeightsError, match="3 missing: compound_prompts_text.2, compound_prompts_text.3"):
         load_checkpoint(tmp_path / "gap.pth")
+
+
+def test_align3d_checkpoints(tmp_path, capsys):
+    """Every tensor is found again or listed as unused; both files together are what the method trains."""
+    rgb, rendering = align3d_files(tmp_path)
+    found = {}
+    for name, saved, kind in (("rgb", rgb, "align3d_rgb"), ("rendering", rendering, "pointad")):
+        assert main([str(tmp_path / f"epoch_15_{name}.pth"), "--to", str(tmp_path / name)]) == 0
+        assert kind in capsys.readouterr().out
+        back = load_checkpoint(tmp_path / name)
+        equal(back.params, load_checkpoint(tmp_path / f"epoch_15_{name}.pth").params)
+        assert back.kind == kind and back.config["prompts"] == {"context": 12, "text_width": 128, "depth": 3, "deep_tokens": 4}
+        found |= back.params
+        learner, group = ("rgb_prompt_learner", "rgb_prompts") if name == "rgb" else ("prompt_learner", "prompts")
+        prompts, theirs = back.params[group], saved[learner]
+        again = {"ctx_pos": prompts["ctx_normal"][None, None], "ctx_neg": prompts["ctx_abnormal"][None, None]}
+        again |= {f"compound_prompts_text.{i}": deep for i, deep in enumerate(prompts["deep"])}
+        for key, array in again.items():
+            np.testing.assert_array_equal(array, theirs[key].numpy(), err_msg=key)
+        assert sorted(back.unused) == sorted(f"{learner}.{key}" for key in theirs if key not in again)
+    for key, array in aligner_to_torch(found["aligner"]).items():
+        np.testing.assert_array_equal(array, rgb["aligner"][key.removeprefix("aligner.")].numpy(), err_msg=key)
+    clip = ClipConfig(image_size=32, patch=8, vision_width=32, vision_layers=2, vision_heads=2, embed_dim=96, text_width=128,
+                      text_layers=4, text_heads=2, vocab=16, context=24, vv_blocks=1, sos=1, eos=2, dot=3)  # fmt: skip
+    method = Align3d(Config(model=Model(deep_depth=3)), clip, ([5], [6, 5]))
+    wanted = jax.eval_shape(lambda key: method.init(key)[0], jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, wanted)
+
+
+def test_align3d_tells_all_that_is_wrong_at_once(tmp_path):
+    rgb, _ = align3d_files(tmp_path)
+    del rgb["aligner"]["local_mlp.output.bias"], rgb["rgb_prompt_learner"]["ctx_neg"]
+    rgb["aligner"]["global_mlp.projection.weight"] = torch.zeros(96, 95)
+    torch.save(rgb | {"extra": {"w": torch.zeros(2)}}, tmp_path / "epoch_15_rgb.pth")
+    with pytest.raises(WeightsError) as info:
+        load_checkpoint(tmp_path / "epoch_15_rgb.pth")
+    shapes = "projection.weight (96, 95) instead of (96, 96)"
+    for word in ("epoch_15_rgb.pth", "ctx_neg", "local_mlp.output.bias", shapes, "extra.w"):
+        assert word in str(info.value)
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
