@@ -25,7 +25,7 @@ from data_pipelines.datasets.colours import coloured
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering.cameras import Cameras, views
-from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Rasteriser, rasteriser, render_object
+from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Look, Rasteriser, rasteriser, render_object
 from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch
@@ -58,6 +58,11 @@ class Recipe:
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
+
+    def look(self, category: str) -> Look:
+        """How the views of a category are drawn. Errors: as `splat`."""
+        return Look(self.image_size, self.window, self.splat(category), self.seen, self.zoom, self.cavity, self.depth_relief,
+                    self.fill_gaps)
 
     def splat(self, category: str) -> float:
         """Point size of a category. Raises DataError when a table of sizes does not have it."""
@@ -130,9 +135,7 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     if scan.views is not None:  # pictures of its own: `resample` left the points as they are, or `fitting` says why not
         shown = scan.views.fitting(recipe.points, recipe.image_size, len(recipe.camera_list()), f"{category}/{name}")
     else:
-        shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
-                              recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, cavity=recipe.cavity,
-                              depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps,
+        shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.look(category),
                               colours=scan.colours[scored.source] if recipe.rgb_render else None,
                               draw=draw or rasteriser(recipe.window, recipe.rasteriser))
     # Organised scans are smoothed over their grid: each point is its only neighbour.

@@ -7,6 +7,7 @@ second picture says which point every pixel shows, so that depth, mask and visib
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -170,15 +171,12 @@ def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[
     return pix, seen
 
 
-def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
-                  point_size: float, *, seen: str = "front", zoom: float = ZOOM, cavity: float = 0.0, depth_relief: float = 0.0,
-                  fill_gaps: bool = False, colours: np.ndarray | None = None,
-                  draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
-    """All views of one object.
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How views are drawn.
 
-    Args:
-      xyz: [M, 3] points, any unit.  valid: [M] bool; others are neither drawn nor seen.  mask: [M] bool, defective points.
-      cameras: V rotations.  image_size: side of the results, pixels.
+    Fields:
+      image_size: side of the results, pixels.
       window: side of the drawing, pixels, reduced to image_size (bicubic for shading, areas for the rest).
       point_size: side of a point's square in the window, pixels.
       seen: 'front', one point per occupied pixel, the front-most (the paper); 'surface', every point on the visible surface.
@@ -188,6 +186,25 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       depth_relief: share of the depth view's greys that shows height over the blurred surroundings instead of distance, 0
         (published views) to 1: eight bits of distance leave little to a shallow dent.
       fill_gaps: where less than a splat of the far side shows between splats of the near side, show the near side.
+    """
+
+    image_size: int
+    window: int
+    point_size: float
+    seen: str = "front"
+    zoom: float = ZOOM
+    cavity: float = 0.0
+    depth_relief: float = 0.0
+    fill_gaps: bool = False
+
+
+def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, look: Look, *,
+                  colours: np.ndarray | None = None, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+    """All views of one object.
+
+    Args:
+      xyz: [M, 3] points, any unit.  valid: [M] bool; others are neither drawn nor seen.  mask: [M] bool, defective points.
+      cameras: V rotations.
       colours: [M, 3] uint8, of the points, for coloured views: the same light on them instead of on grey.
       draw: rasteriser to use instead of this process's.
 
@@ -197,21 +214,21 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       [V, H, W, 3] uint8.
 
     Raises:
-      ValueError: unknown `seen`, no valid point.
+      ValueError: unknown `look.seen`, no valid point.
     """
-    if seen not in SEEN:
-        raise ValueError(f"unknown visibility {seen!r}; use one of {SEEN}")
+    if look.seen not in SEEN:
+        raise ValueError(f"unknown visibility {look.seen!r}; use one of {SEEN}")
     index = np.flatnonzero(valid)
     if not len(index):
         raise ValueError("no valid point to render")
-    draw = rasteriser(window) if draw is None else draw
+    draw = rasteriser(look.window) if draw is None else draw
     points = _framed(xyz[index])
     near = knn(points, 30)
     plane, variation = planes(points, near)
     labels = mask[index]
-    lit = _lit(variation, near[:, :8], cavity) if cavity else None
+    lit = _lit(variation, near[:, :8], look.cavity) if look.cavity else None
 
-    count, size = len(cameras), image_size
+    count, size, window, point_size = len(cameras), look.image_size, look.window, look.point_size
     out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
            "view_mask": np.empty((count, size, size), bool)}
     if colours is not None:
@@ -223,14 +240,14 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
     shots = []
     for turn in cameras.rotations:
         turned = points @ turn.T
-        camera = fit_camera(turned, window, cameras.back_off, zoom)
+        camera = fit_camera(turned, window, cameras.back_off, look.zoom)
         facing = plane @ turn.T
         # Planes have no outside: turned towards the camera, so that no patch is dark for its sign alone.
         facing *= np.where(np.einsum("si,si->s", facing, camera.eye - turned) < 0, -1.0, 1.0)[:, None]
         shots.append(Shot(turned, facing, camera))
     for v, (shot, (shade, numbers)) in enumerate(zip(shots, draw.draw(shots, point_size), strict=True)):
         columns, rows, distance = shot.camera.project(shot.points)
-        if fill_gaps:
+        if look.fill_gaps:
             shade, numbers = _without_gaps(shade, numbers, distance, point_size)
         if lit is not None:
             shade = np.where(numbers >= 0, shade * lit[numbers], shade)
@@ -238,7 +255,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         if colours is not None:
             for channel in range(3):
                 out["rgb_render"][v, ..., channel] = _reduced(np.minimum(shade * dyes[numbers, channel], 1), size)
-        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, depth_relief)
+        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, look.depth_relief)
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
@@ -248,7 +265,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         front = numbers[row, column]
         behind = np.where(front >= 0, distance - distance[front], 0)
         on_surface = inside & (behind <= point_size * distance * (2 * TAN / window))
-        visible[v, index] = on_surface if seen == "surface" else _front_most(y * size + x, distance, on_surface)
+        visible[v, index] = on_surface if look.seen == "surface" else _front_most(y * size + x, distance, on_surface)
     pix[:, index], filled = fill_unseen(points, pix[:, index], visible[:, index])
     out["drawn"] = visible.copy()
     visible[:, index] = filled
@@ -270,7 +287,7 @@ def shown_points(xyz: np.ndarray, valid: np.ndarray, cameras: Cameras, view: int
     Drawn again, by numpy: records keep no such picture, and `pix` and `seen` do not say it, for points hidden by others, or seen
     so flat that they hide each other, lie on those others' pixels.
 
-    Args: as of `render_object`; point_size in pixels of this picture.
+    Args: as of `render_object` and `Look`; point_size in pixels of this picture.
 
     Raises:
       ValueError: no valid point.

@@ -40,7 +40,7 @@ def encode_vv(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> Encoded:
 
 
 def stream(encoded: Encoded) -> jax.Array:
-    """The tokens that meet the texts: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
+    """The tokens that are compared with the texts: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
     return jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
 
 

@@ -28,9 +28,10 @@ def numbers_of(rasteriser, xyz, window, splat):
     return next(iter(rasteriser.draw([shot], splat)))[1]
 
 
-def drawn(xyz, mask=None, cameras=FRONT, size=128, window=128, splat=3.0, **options):
+def drawn(xyz, mask=None, cameras=FRONT, size=128, window=128, splat=3.0, draw=None, **options):
     mask = np.zeros(len(xyz), bool) if mask is None else mask
-    return render.render_object(xyz, np.ones(len(xyz), bool), mask, cameras, size, window, splat, **options)
+    look = render.Look(size, window, splat, **options)
+    return render.render_object(xyz, np.ones(len(xyz), bool), mask, cameras, look, draw=draw)
 
 
 def test_camera_lists():
@@ -213,13 +214,13 @@ def test_invalid_points_take_no_part():
     valid = np.arange(900) % 3 > 0
     spoilt = xyz.copy()
     spoilt[~valid] = 0  # organised scans hold zeros there
-    shown = render.render_object(spoilt, valid, mask, views("ring", 3), 64, 64, 3)
+    shown = render.render_object(spoilt, valid, mask, views("ring", 3), render.Look(64, 64, 3))
     assert not shown["seen"][:, ~valid].any() and shown["seen"].any(0)[valid].all()
     alone = drawn(xyz[valid], mask[valid], views("ring", 3), 64, 64)
     np.testing.assert_array_equal(shown["depth"], alone["depth"])
     np.testing.assert_array_equal(shown["pix"][:, valid], alone["pix"])
     with pytest.raises(ValueError, match="no valid point"):
-        render.render_object(xyz, np.zeros(900, bool), mask, FRONT, 64, 64, 3)
+        render.render_object(xyz, np.zeros(900, bool), mask, FRONT, render.Look(64, 64, 3))
 
 
 def test_cameras_back_off_until_everything_is_inside(window):

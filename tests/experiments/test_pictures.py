@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from data_pipelines.records.objects import Recipe, make_object
 from data_pipelines.rendering import lettering
 from data_pipelines.rendering.cameras import views
-from data_pipelines.rendering.views import SplatRasteriser, render_object, shown_points
+from data_pipelines.rendering.views import Look, SplatRasteriser, render_object, shown_points
 from data_pipelines.scan import Scan
 from experiments import pictures, predict
 
@@ -49,7 +49,7 @@ def test_what_is_shown_is_what_was_rendered():
     """The points drawn again are those that the rendered view shows, gaps, empty points and all."""
     xyz = np.random.default_rng(0).uniform(-1, 1, (800, 3)).astype(np.float32)
     valid, cameras = np.arange(800) % 5 > 0, views("ring", 3, True)
-    made = render_object(xyz, valid, valid & (xyz[:, 0] > 0.5), cameras, 64, 64, 5.0, draw=SplatRasteriser())
+    made = render_object(xyz, valid, valid & (xyz[:, 0] > 0.5), cameras, Look(64, 64, 5.0), draw=SplatRasteriser())
     for view in range(3):
         shown = shown_points(xyz, valid, cameras, view, 64, 5.0)
         np.testing.assert_array_equal(shown >= 0, made["render"][view] < 250)
