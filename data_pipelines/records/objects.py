@@ -141,7 +141,7 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     # Organised scans are smoothed over their grid: each point is its only neighbour.
     near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
     out = {
-        **{key: shown[key] for key in ("render", "depth", "view_mask", "pix", "seen")},
+        **{key: shown[key] for key in ("render", "depth", "view_mask", "pixel", "visible")},
         "view_label": shown["view_mask"].any((1, 2)).astype(np.int32),
         "cloud": cloud_points(scored.xyz[scored.valid], recipe.cloud_points, seed + 1),
         "xyz": scored.xyz, "neighbours": near, "valid": scored.valid, "point_mask": scored.mask,
@@ -177,13 +177,16 @@ def to_batch(objects: Sequence[Mapping[str, np.ndarray]], labels: Sequence[int] 
 # ---- parts: one object on disk, pictures as PNG, flags as bits, small integers small ----
 
 
+FLAGS = {"visible": "seen", "valid": "valid", "point_mask": "point_mask"}  # field -> its name in a record
+
+
 def pack(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of `make_object` as a record keeps them; undone in `input.py`."""
     size, points = made["render"].shape[-1], len(made["xyz"])
     packed = {key: _png(made[key].reshape(-1, size)) for key in ("render", "depth")}
     packed["view_mask"] = _png(made["view_mask"].reshape(-1, size).astype(np.uint8) * 255)
-    packed |= {key: np.packbits(made[key], axis=-1) for key in ("seen", "valid", "point_mask")}
-    packed["pix"] = made["pix"].astype(np.uint8 if size <= 256 else np.int16)
+    packed |= {key: np.packbits(made[name], axis=-1) for name, key in FLAGS.items()}
+    packed["pix"] = made["pixel"].astype(np.uint8 if size <= 256 else np.int16)
     near = made["neighbours"].astype(np.uint16 if points <= 65536 else np.int32)
     packed["neighbours"] = near[:0] if made["organised"] else near
     packed |= {key: made[key] for key in ("xyz", "cloud")}

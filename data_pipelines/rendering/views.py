@@ -160,15 +160,15 @@ def _front_most(pixel: np.ndarray, depth: np.ndarray, candidate: np.ndarray) -> 
     return seen
 
 
-def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives points [S, 3] that no view sees the pixels [V, S, 2] and visibility [V, S] of their nearest seen neighbour in 3D."""
-    lost = ~seen.any(0)
+def fill_unseen(points: np.ndarray, pixel: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives points [S, 3] that no view sees the pixels [V, S, 2] and visibility [V, S] of their nearest visible neighbour."""
+    lost = ~visible.any(0)
     if lost.any() and not lost.all():
         found = np.flatnonzero(~lost)
         nearest = found[cKDTree(points[found]).query(points[lost])[1]]
-        pix, seen = pix.copy(), seen.copy()
-        pix[:, lost], seen[:, lost] = pix[:, nearest], seen[:, nearest]
-    return pix, seen
+        pixel, visible = pixel.copy(), visible.copy()
+        pixel[:, lost], visible[:, lost] = pixel[:, nearest], visible[:, nearest]
+    return pixel, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +209,8 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       draw: rasteriser to use instead of this process's.
 
     Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for `depth_relief`; background
-      255), view_mask [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen
-      before the points no view sees took over their nearest seen neighbour's views; with `colours` also rgb_render
+      255), view_mask [V, H, W] bool, pixel [V, M, 2] int16 (x, y), visible [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool:
+      visible before the points no view sees took over their nearest visible neighbour's views; with `colours` also rgb_render
       [V, H, W, 3] uint8.
 
     Raises:
@@ -235,7 +235,7 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         out["rgb_render"] = np.empty((count, size, size, 3), np.uint8)
         # What grey makes of the light, undone; the last one is the background's, which stays white.
         dyes = np.append(colours[index] / (255 * GREY), [[1.0] * 3], 0).astype(np.float32)
-    pix = np.zeros((count, len(xyz), 2), np.int16)
+    pixel = np.zeros((count, len(xyz), 2), np.int16)
     visible = np.zeros((count, len(xyz)), bool)
     shots = []
     for turn in cameras.rotations:
@@ -259,17 +259,17 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
-        pix[v, index] = np.stack([x, y], 1)
+        pixel[v, index] = np.stack([x, y], 1)
         # A point further behind the drawn surface than a splat is wide shows through a gap between centres: hidden.
         column, row = (np.clip(np.rint(a).astype(np.int64), 0, window - 1) for a in (columns, rows))
         front = numbers[row, column]
         behind = np.where(front >= 0, distance - distance[front], 0)
         on_surface = inside & (behind <= point_size * distance * (2 * TAN / window))
         visible[v, index] = on_surface if look.seen == "surface" else _front_most(y * size + x, distance, on_surface)
-    pix[:, index], filled = fill_unseen(points, pix[:, index], visible[:, index])
+    pixel[:, index], filled = fill_unseen(points, pixel[:, index], visible[:, index])
     out["drawn"] = visible.copy()
     visible[:, index] = filled
-    return out | {"pix": pix, "seen": visible}
+    return out | {"pixel": pixel, "visible": visible}
 
 
 def _framed(points: np.ndarray) -> np.ndarray:
@@ -284,8 +284,8 @@ def shown_points(xyz: np.ndarray, valid: np.ndarray, cameras: Cameras, view: int
                  zoom: float = ZOOM, fill_gaps: bool = False) -> np.ndarray:
     """Which point every pixel of a view of `render_object` shows, [size, size] int: a row of `xyz`, or -1 where nothing is.
 
-    Drawn again, by numpy: records keep no such picture, and `pix` and `seen` do not say it, for points hidden by others, or seen
-    so flat that they hide each other, lie on those others' pixels.
+    Drawn again, by numpy: records keep no such picture, and `pixel` and `visible` do not say it, for points hidden by others, or
+    so flat to the view that they hide each other, lie on those others' pixels.
 
     Args: as of `render_object` and `Look`; point_size in pixels of this picture.
 

@@ -82,5 +82,5 @@ def score(found: Evidence, batch: Arrays, smoothing: Smoothing, smooth_points=sm
     """Scores of docs/method.md from the views' evidence; `smooth_points` stands in for `smoothing.smooth`."""
     image_size = batch["render"].shape[2]
     cells = found.cells[..., 1]
-    points = smooth_points(lift(cells, batch["pix"], batch["seen"], batch["valid"], image_size), batch, smoothing)
+    points = smooth_points(lift(cells, batch["pixel"], batch["visible"], batch["valid"], image_size), batch, smoothing)
     return Scores(object_score(points, view_probability(found)), points, upsample(cells[..., None], image_size)[..., 0])

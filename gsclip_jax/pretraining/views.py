@@ -143,7 +143,7 @@ def roughness_maps(batch: dict[str, np.ndarray]) -> np.ndarray:
     """Surface variation of the point each pixel shows, uint8 [B,V,H,W]: its logarithm, FLATTEST 0 to 1 254; background 255.
 
     Args:
-      batch: xyz, neighbours, valid, pix, seen and depth of `data_pipelines.batch.FIELDS`.
+      batch: xyz, neighbours, valid, pixel, visible and depth of `data_pipelines.batch.FIELDS`.
     """
     fields = {name: batch[name] for name in ("xyz", "neighbours", "valid", "render")}
     variation = np.asarray(_surface_variation(fields))  # [B,M]
@@ -151,10 +151,10 @@ def roughness_maps(batch: dict[str, np.ndarray]) -> np.ndarray:
     out = np.full(batch["depth"].shape, 255, np.uint8)
     for body, view in np.ndindex(*out.shape[:2]):
         inside = batch["depth"][body, view] < 255
-        points = np.flatnonzero(batch["seen"][body, view])
+        points = np.flatnonzero(batch["visible"][body, view])
         if not len(points) or not inside.any():
             continue
-        x, y = batch["pix"][body, view, points].T
+        x, y = batch["pixel"][body, view, points].T
         shown = np.full(inside.shape, -1, np.int16)
         np.maximum.at(shown, (y, x), grey[body, points].astype(np.int16))
         row, column = distance_transform_edt(shown < 0, return_distances=False, return_indices=True)

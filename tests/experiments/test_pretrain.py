@@ -291,11 +291,11 @@ def test_roughness_maps_show_the_surface_variation_of_their_points():
     flat = np.concatenate([rng.uniform(-1, 1, (200, 2)), np.zeros((200, 1))], 1)
     xyz = np.concatenate([flat, rng.standard_normal((200, 3)) * 0.2 + [4, 0, 0]]).astype(np.float32)
     near = cKDTree(xyz).query(xyz, 9)[1].astype(np.int32)
-    pix = np.stack([np.clip((xyz[:, 0] + 1) * 5, 0, 31), np.clip((xyz[:, 1] + 1) * 5, 0, 31)], -1).astype(np.int16)
+    pixel = np.stack([np.clip((xyz[:, 0] + 1) * 5, 0, 31), np.clip((xyz[:, 1] + 1) * 5, 0, 31)], -1).astype(np.int16)
     depth = np.full((1, 1, 32, 32), 255, np.uint8)
     depth[0, 0, :12] = 100
-    batch = {"xyz": xyz[None], "neighbours": near[None], "valid": np.ones((1, 400), bool), "pix": pix[None, None],
-             "seen": np.ones((1, 1, 400), bool), "depth": depth, "render": depth}  # fmt: skip
+    batch = {"xyz": xyz[None], "neighbours": near[None], "valid": np.ones((1, 400), bool), "pixel": pixel[None, None],
+             "visible": np.ones((1, 1, 400), bool), "depth": depth, "render": depth}  # fmt: skip
     found = roughness_maps(batch)[0, 0]
     assert ((found == 255) == (depth[0, 0] == 255)).all()
     assert (found[2:8, 2:8] <= 1).all() and (found[2:8, 24:27] > 150).all()
