@@ -144,6 +144,13 @@ def held(workdir: Path) -> dict | None:
         raise ConfigError(f"{path}: not the configuration of a run ({error!r:.80}); choose another --workdir") from None
 
 
+def rename_stages(workdir: Path) -> None:
+    """Gives the stages of a pretraining that an earlier version began the names of today, so that it goes on from them."""
+    for old, new in RENAMED.items():
+        if (workdir / old).is_dir() and not (workdir / new).exists():
+            (workdir / old).rename(workdir / new)
+
+
 def differing(config: ConfigDict, workdir: Path) -> list[str]:
     """The keys of another training in `workdir` than the configuration's, each with both values; [] where it is the same one,
     or none."""

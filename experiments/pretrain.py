@@ -18,7 +18,7 @@ from data_pipelines.records.store import RecordSet
 from data_pipelines.solids.synthetic import SETS
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from experiments.data import load_records
-from experiments.identity import RENAMED
+from experiments.identity import rename_stages
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
@@ -42,9 +42,7 @@ CONTEXT = 77  # room for the learned prompts; captions need 16
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains the three networks, writes config.out, or `workdir`/mini."""
-    for old, new in RENAMED.items():  # of a pretraining that an earlier version began
-        if (workdir / old).is_dir() and not (workdir / new).exists():
-            (workdir / old).rename(workdir / new)
+    rename_stages(workdir)
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
