@@ -72,8 +72,8 @@ def write_published(records, folder: Path) -> None:
             for name in ("render", "depth", "view_mask"):
                 pixels = batch[name][0, view].astype(np.uint8) * (255 if name == "view_mask" else 1)
                 Image.fromarray(pixels).convert("RGB" if name == "render" else "L").save(at / f"{view}_{name}.png")
-            seen = batch["seen"][0, view].astype(np.int64)
-            np.save(at / f"{view}_cor.npy", np.column_stack([batch["pix"][0, view].astype(np.int64), seen]))
+            seen = batch["visible"][0, view].astype(np.int64)
+            np.save(at / f"{view}_cor.npy", np.column_stack([batch["pixel"][0, view].astype(np.int64), seen]))
         np.save(at / "points.npy", batch["xyz"][0].astype(np.float64))
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_pipelines.batch import OPTIONAL, Batch
-from data_pipelines.records.objects import Recipe, own_neighbours
+from data_pipelines.records.objects import FLAGS, Recipe, own_neighbours
 from data_pipelines.records.store import RecordSet
 from data_pipelines.records.tfds import open_tfds, quiet
 from data_pipelines.scan import DataError, no_defective
@@ -152,11 +152,11 @@ def unpack(stored: dict[str, np.ndarray], records: RecordSet) -> Batch:
     recipe = records.recipe
     count, size, points = len(stored["label"]), recipe.image_size, recipe.points
     views = {name: stored[name].reshape(count, -1, size, size) for name in ("render", "depth", "view_mask")}
-    flags = {name: np.unpackbits(stored[name], axis=-1, count=points).astype(bool) for name in ("seen", "valid", "point_mask")}
+    flags = {name: np.unpackbits(stored[key], axis=-1, count=points).astype(bool) for name, key in FLAGS.items()}
     view_mask = views.pop("view_mask") > 0
     batch = {
         **views, **flags, "view_mask": view_mask, "view_label": view_mask.any((2, 3)).astype(np.int32),
-        "cloud": stored["cloud"], "xyz": stored["xyz"], "pix": stored["pix"].astype(np.int16),
+        "cloud": stored["cloud"], "xyz": stored["xyz"], "pixel": stored["pix"].astype(np.int16),
         "neighbours": stored["neighbours"].astype(np.int32), "organised": stored["organised"].astype(bool),
         "label": stored["label"], "object_index": stored["object_index"], "real": np.ones(count, bool),
     }

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from data_pipelines.command import command, guarded
 from data_pipelines.datasets import RECIPES, data_config
 from data_pipelines.datasets.listing import printable
-from data_pipelines.records.store import prepare
+from data_pipelines.records.store import plan_of, prepare
 from data_pipelines.records.verify import Report, folders, verify
 from data_pipelines.rendering.cameras import PRESETS
 from data_pipelines.scan import DataError, did_you_mean
@@ -187,8 +187,6 @@ def _back_off(text: str) -> bool | str:
 
 def _planned(options: argparse.Namespace, changes: dict[str, Any], say: Callable[[str], None]) -> Path:
     """The folder in which the records of these options lie."""
-    from data_pipelines.records.store import plan_of
-
     out = Path(options.out).expanduser().absolute()
     root = Path(options.root).expanduser().absolute()
     plan = plan_of(data_config(options.data, options.root, changes), root, out, options.categories, say)

@@ -23,6 +23,9 @@ def named(name: str) -> Iterator[None]:
         _NAME.reset(token)
 
 
+# Not tqdm, nor rich: both reckon the time left from the start, so that a first step's compilation is extrapolated over all;
+# in a log file tqdm writes one endless line of carriage returns and rich nothing before the end. A log is where most runs are
+# watched. With either, this class would stay (when to speak, what the time left follows from); the two lines that draw would go.
 class Progress:
     """Says how far the work is, how fast, and for how long still; sparse lines, or one that is rewritten on a terminal.
 

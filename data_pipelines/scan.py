@@ -54,8 +54,8 @@ class GivenViews:
     render: np.ndarray  # [V, H, W] uint8
     depth: np.ndarray  # [V, H, W] uint8
     view_mask: np.ndarray  # [V, H, W] bool
-    pix: np.ndarray  # [V, S, 2] int16, x = column, y = row
-    seen: np.ndarray  # [V, S] bool
+    pixel: np.ndarray  # [V, S, 2] int16, x = column, y = row
+    visible: np.ndarray  # [V, S] bool
     rgb_render: np.ndarray | None = None  # [V, H, W, 3] uint8, where coloured views are asked for
 
     def fitting(self, points: int, size: int, views: int, name: str) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class GivenViews:
         Raises:
           DataError: naming the scan, what it has and what to set.
         """
-        has = {"points": self.pix.shape[1], "image_size": self.render.shape[-1], "views": len(self.render)}
+        has = {"points": self.pixel.shape[1], "image_size": self.render.shape[-1], "views": len(self.render)}
         wrong = [f"config.data.{key}={has[key]}" for key, asked in zip(has, (points, size, views), strict=True)
                  if has[key] != asked]
         if wrong:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 PAD, UNKNOWN, START, END, DOT = "<pad>", "<unk>", "<start>", "<end>", "."
 
@@ -43,8 +44,6 @@ def vocabulary(categories: tuple[str, ...]) -> list[str]:
 
 def make_tokenizer(categories: tuple[str, ...]):
     """A word tokenizer (`tokenizers` library) that puts the start and end tokens round a sentence."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
     ids = {word: i for i, word in enumerate(vocabulary(categories))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -65,8 +64,6 @@ class Captioner:
 
     def __init__(self, tokenizer, length: int = 16):
         if isinstance(tokenizer, (str, Path)):
-            from tokenizers import Tokenizer
-
             tokenizer = Tokenizer.from_file(str(tokenizer))
         self.tokenizer, self.length = tokenizer, length
         self._known: dict[str, np.ndarray] = {}

@@ -71,11 +71,13 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     ("start", TRAINING, "the weights that a pretraining goes on from"),
     ("mini", TRAINING, "sizes of the CLIP that is pretrained"),
     ("clip_stage", TRAINING, "how it is pretrained"),
-    ("sight", TRAINING, "how it is pretrained"),
-    ("words", TRAINING, "how it is pretrained"),
+    ("vision", TRAINING, "how it is pretrained"),
+    ("contrastive", TRAINING, "how it is pretrained"),
     ("surface_stage", TRAINING, "how its surface stream is trained"),
     ("point_stage", TRAINING, "how the point network's start is trained"),
 )
+# Keys of earlier versions, and the folders of their stages.
+RENAMED = {"sight": "vision", "words": "contrastive"}
 # A pretraining trains on all it renders: for it these change the result.
 ALL_IS_TRAINED_ON = ("data.categories", "data.synthetic")
 # What a directory may hold of a run that made nothing yet.
@@ -136,9 +138,17 @@ def held(workdir: Path) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text())
-        return found["config"] if is_stored(workdir) else dict(found)
+        found = found["config"] if is_stored(workdir) else dict(found)
+        return {RENAMED.get(key, key): value for key, value in found.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not the configuration of a run ({error!r:.80}); choose another --workdir") from None
+
+
+def rename_stages(workdir: Path) -> None:
+    """Gives the stages of a pretraining that an earlier version began the names of today, so that it goes on from them."""
+    for old, new in RENAMED.items():
+        if (workdir / old).is_dir() and not (workdir / new).exists():
+            (workdir / old).rename(workdir / new)
 
 
 def differing(config: ConfigDict, workdir: Path) -> list[str]:

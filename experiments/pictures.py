@@ -42,14 +42,14 @@ def front(fields: dict, recipe: Recipe, view: int, category: str = "") -> np.nda
     )  # fmt: skip
 
 
-def spread(values: np.ndarray, pix: np.ndarray, seen: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def spread(values: np.ndarray, pixel: np.ndarray, visible: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Point values [M] of one view painted on its pixels, every other pixel taking its nearest painted one.
 
     Returns: map float32 [size,size], distance in pixels to the nearest painted pixel.
     """
     image = np.full((size, size), -np.inf, np.float32)
-    x, y = pix[seen, 0], pix[seen, 1]
-    np.maximum.at(image, (y, x), values[seen].astype(np.float32))
+    x, y = pixel[visible, 0], pixel[visible, 1]
+    np.maximum.at(image, (y, x), values[visible].astype(np.float32))
     return _filled(image)
 
 
@@ -66,30 +66,30 @@ def heat(values: np.ndarray, fields: dict, view: int, shown: np.ndarray | None =
     """Scores [M] on the pixels that show their points: map float32 [H,W], and bool [H,W] where it means something.
 
     Args:
-      shown: of `front`. Without it (pictures that came with the data) points are painted where `pix` has them, but for those
+      shown: of `front`. Without it (pictures that came with the data) points are painted where `pixel` has them, but for those
         that no view sees: they hold another point's pixels, which is then theirs no more than its.
     """
     solid = fields["render"][view] < 250
     if shown is not None:
         found, distance = _filled(np.where(shown >= 0, values[shown], -np.inf).astype(np.float32))
         return found, solid & (distance <= 2)
-    size, pix, seen = len(solid), fields["pix"], fields["seen"]
-    found, distance = spread(values, pix[view], seen[view] & ~shared(pix, seen), size)
+    size, pixel, visible = len(solid), fields["pixel"], fields["visible"]
+    found, distance = spread(values, pixel[view], visible[view] & ~shared(pixel, visible), size)
     apart = (solid.sum() / max((distance == 0).sum(), 1)) ** 0.5
     return found, solid & (distance <= 2 * apart + 1)
 
 
-def shared(pix: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Bool [M]: points that have the pixels [V,M,2] of another one in every view, and are seen [V,M] in the same."""
-    columns = np.concatenate([np.where(seen[..., None], pix, -1).transpose(1, 0, 2).reshape(seen.shape[1], -1)], axis=1)
+def shared(pixel: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Bool [M]: points that have the pixels [V,M,2] of another one in every view, and are visible [V,M] in the same."""
+    columns = np.concatenate([np.where(visible[..., None], pixel, -1).transpose(1, 0, 2).reshape(visible.shape[1], -1)], axis=1)
     _, group, count = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
-    return (count > 1)[group.reshape(-1)] & seen.any(0)
+    return (count > 1)[group.reshape(-1)] & visible.any(0)
 
 
 def best_view(fields: dict) -> int:
     """The view that shows most of the defect, of a sound object the one that shows most points."""
     visible = fields["view_mask"].sum((1, 2))
-    return int(visible.argmax()) if visible.any() else int(fields["seen"].sum(1).argmax())
+    return int(visible.argmax()) if visible.any() else int(fields["visible"].sum(1).argmax())
 
 
 def panels(fields: dict, points: np.ndarray, low: float, high: float, view: int | None = None,

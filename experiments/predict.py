@@ -1,4 +1,6 @@
-"""python -m experiments.predict SCAN... --out DIR [--workdir RUN]
+"""Scores single scans of any object with a trained model: points in colour, heat maps, numbers.
+
+python -m experiments.predict SCAN... --out DIR [--workdir RUN]
 
 Scores scans of any object: DIR/NAME.ply is the scan coloured by its point scores, DIR/NAME.png shows the views and where the
 scores are high, DIR/NAME.npy holds one score a point in the scan's own order, DIR/scores.json the object scores. Without
@@ -29,7 +31,7 @@ FORMATS = ".pcd .ply .xyz .txt .csv .npy"
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when a scan could not be scored (the others are), or 130 when stopped."""
 
-    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.split("\n\n", 1)[1],
+    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.split("\n\n", 2)[2],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("scans", nargs="+", metavar="SCAN", type=Path, help=f"point clouds ({FORMATS})")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")

@@ -18,6 +18,7 @@ from data_pipelines.records.store import RecordSet
 from data_pipelines.solids.synthetic import SETS
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from experiments.data import load_records
+from experiments.identity import rename_stages
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage
@@ -29,7 +30,7 @@ from gsclip_jax.models.pointnet2 import PointNet2Config
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.pretraining.start import look_around, whitening
 from gsclip_jax.pretraining.surface import SurfacePretraining, surface_batches, surface_sample
-from gsclip_jax.pretraining.views import cloud_batches, rugged_views, twins, view_batches
+from gsclip_jax.pretraining.views import cloud_batches, roughness_maps, twins, view_batches
 from gsclip_jax.pretraining.vision import ClipPretraining, PointPretraining
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import make_mesh
@@ -41,11 +42,12 @@ CONTEXT = 77  # room for the learned prompts; captions need 16
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Renders, trains the three networks, writes config.out, or `workdir`/mini."""
+    rename_stages(workdir)
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
     mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl")
-    derived = {"rugged": rugged_views}
+    derived = {"roughness": roughness_maps}
     if surface_wanted := config.clip_stage.defects and config.surface_stage.steps:  # sound solids alone teach it nothing
         derived["sample"] = surface_sample
     views = _load(sets, ("render", "depth", "view_mask", "xyz", "point_mask"), **derived)
@@ -62,7 +64,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )  # fmt: skip
     method = ClipPretraining(clip_cfg, c.defects)
     rows = []
-    for name, row, loss in (("sight", config.sight, method.sight_loss), ("words", config.words, method.words_loss)):
+    for name, loss in (("vision", method.vision_loss), ("contrastive", method.contrastive_loss)):
+        row = config[name]
         schedule = {"betas": (0.9, 0.98), "cosine": True, "warmup_steps": row.warmup_steps, "weight_decay": c.weight_decay,
                     "clip_norm": 1.0}  # fmt: skip
         optimiser = Muon(**schedule, rate=row.muon, matrices=block_matrices) if row.muon else Adam(**schedule)

@@ -1,4 +1,6 @@
-"""python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] [--config.section.key=value ...]
+"""Runs a grid of configurations, each with several seeds: here, in parallel, or through SLURM.
+
+python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] [--config.section.key=value ...]
     [--seeds 0,1,2] [--jobs N] [--row I] [--list] [--slurm key=value,...]
 
 Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted
@@ -262,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str], own_process: bool) -> int:
 
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[1],
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[2],
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="a file of configs/sweeps, or your own")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/sweep-NAME")

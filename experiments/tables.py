@@ -1,4 +1,6 @@
-"""python -m experiments.tables WORKDIR... [--out DIR]
+"""Makes tables of finished runs, beside the published numbers.
+
+python -m experiments.tables WORKDIR... [--out DIR]
 
 Tables of finished runs, beside the published numbers: OUT/table.md, table.csv and table.html (default: OUT is the first WORKDIR).
 A WORKDIR is a run, a protocol run (mean over auxiliary categories) or the folder of a sweep. Runs that differ in the seed alone
@@ -220,7 +222,7 @@ def write(folders: list[Path], out: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; expected failures are one line on standard error."""
 
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[2])
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first WORKDIR")
     options = parser.parse_args(arguments)

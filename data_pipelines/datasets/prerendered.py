@@ -96,9 +96,9 @@ class Prerendered:
         points, fit, note = clean(points, source)
         if not fit.all():
             raise DataError(f"{source}: {note}, but the pictures of {name} show {count} points; restore the matching files")
-        pix, seen = fill_unseen(points, maps[..., :2].astype(np.int16), maps[..., 2] > 0)
+        pixel, visible = fill_unseen(points, maps[..., :2].astype(np.int16), maps[..., 2] > 0)
         total = side * side if grid else count
-        given = GivenViews(**views, pix=_spread(pix, kept, total, 1), seen=_spread(seen, kept, total, 1))
+        given = GivenViews(**views, pixel=_spread(pixel, kept, total, 1), visible=_spread(visible, kept, total, 1))
         valid = _spread(np.ones(count, bool), kept, total)
         colours = spelt(specie / "rgb" / f"{name}.png")
         rgb = read_rgb(colours) if colours.is_file() else None

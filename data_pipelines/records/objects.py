@@ -25,7 +25,7 @@ from data_pipelines.datasets.colours import coloured
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering.cameras import Cameras, views
-from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Rasteriser, rasteriser, render_object
+from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Look, Rasteriser, rasteriser, render_object
 from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch
@@ -58,6 +58,11 @@ class Recipe:
 
     def camera_list(self) -> Cameras:
         return views(self.cameras, self.views, self.back_off)
+
+    def look(self, category: str) -> Look:
+        """How the views of a category are drawn. Errors: as `splat`."""
+        return Look(self.image_size, self.window, self.splat(category), self.seen, self.zoom, self.cavity, self.depth_relief,
+                    self.fill_gaps)
 
     def splat(self, category: str) -> float:
         """Point size of a category. Raises DataError when a table of sizes does not have it."""
@@ -130,15 +135,13 @@ def make_object(scan: Scan, recipe: Recipe, category: str, name: str, draw: Rast
     if scan.views is not None:  # pictures of its own: `resample` left the points as they are, or `fitting` says why not
         shown = scan.views.fitting(recipe.points, recipe.image_size, len(recipe.camera_list()), f"{category}/{name}")
     else:
-        shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.image_size, recipe.window,
-                              recipe.splat(category), seen=recipe.seen, zoom=recipe.zoom, cavity=recipe.cavity,
-                              depth_relief=recipe.depth_relief, fill_gaps=recipe.fill_gaps,
+        shown = render_object(scored.xyz, scored.valid, scored.mask, recipe.camera_list(), recipe.look(category),
                               colours=scan.colours[scored.source] if recipe.rgb_render else None,
                               draw=draw or rasteriser(recipe.window, recipe.rasteriser))
     # Organised scans are smoothed over their grid: each point is its only neighbour.
     near = own_neighbours(recipe.points, recipe.neighbours) if scored.organised else knn(scored.xyz, recipe.neighbours)
     out = {
-        **{key: shown[key] for key in ("render", "depth", "view_mask", "pix", "seen")},
+        **{key: shown[key] for key in ("render", "depth", "view_mask", "pixel", "visible")},
         "view_label": shown["view_mask"].any((1, 2)).astype(np.int32),
         "cloud": cloud_points(scored.xyz[scored.valid], recipe.cloud_points, seed + 1),
         "xyz": scored.xyz, "neighbours": near, "valid": scored.valid, "point_mask": scored.mask,
@@ -174,13 +177,16 @@ def to_batch(objects: Sequence[Mapping[str, np.ndarray]], labels: Sequence[int] 
 # ---- parts: one object on disk, pictures as PNG, flags as bits, small integers small ----
 
 
+FLAGS = {"visible": "seen", "valid": "valid", "point_mask": "point_mask"}  # field -> its name in a record
+
+
 def pack(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of `make_object` as a record keeps them; undone in `input.py`."""
     size, points = made["render"].shape[-1], len(made["xyz"])
     packed = {key: _png(made[key].reshape(-1, size)) for key in ("render", "depth")}
     packed["view_mask"] = _png(made["view_mask"].reshape(-1, size).astype(np.uint8) * 255)
-    packed |= {key: np.packbits(made[key], axis=-1) for key in ("seen", "valid", "point_mask")}
-    packed["pix"] = made["pix"].astype(np.uint8 if size <= 256 else np.int16)
+    packed |= {key: np.packbits(made[name], axis=-1) for name, key in FLAGS.items()}
+    packed["pix"] = made["pixel"].astype(np.uint8 if size <= 256 else np.int16)
     near = made["neighbours"].astype(np.uint16 if points <= 65536 else np.int32)
     packed["neighbours"] = near[:0] if made["organised"] else near
     packed |= {key: made[key] for key in ("xyz", "cloud")}

@@ -25,6 +25,7 @@ from data_pipelines.records.fingerprints import fingerprints
 from data_pipelines.records.objects import BAD, Recipe, no_space, recipe_of
 from data_pipelines.records.workers import render_parts
 from data_pipelines.scan import DataError, Sample, did_you_mean, no_colour, no_defective
+from data_pipelines.solids import synthetic
 
 VERSION = 4  # raise when the same recipe gives other records
 INDEX = "records.json"
@@ -150,8 +151,6 @@ def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
         return Path(data_cfg["root"]).expanduser().absolute()
     if data_cfg["name"] != "synthetic":
         raise DataError(f"data set {data_cfg['name']!r} needs config.data.root, the folder with its category folders")
-    from data_pipelines.solids import synthetic  # procedural solids: only where they are asked for
-
     options = {"categories": tuple(data_cfg["categories"]), "seed": int(data_cfg["data_seed"]), "good": int(data_cfg["good"]),
                "defective": int(data_cfg["defective"]), "points": int(data_cfg["scan_points"]),
                "difficulty": data_cfg["difficulty"]}

@@ -7,6 +7,7 @@ second picture says which point every pixel shows, so that depth, mask and visib
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -159,26 +160,23 @@ def _front_most(pixel: np.ndarray, depth: np.ndarray, candidate: np.ndarray) -> 
     return seen
 
 
-def fill_unseen(points: np.ndarray, pix: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives points [S, 3] that no view sees the pixels [V, S, 2] and visibility [V, S] of their nearest seen neighbour in 3D."""
-    lost = ~seen.any(0)
+def fill_unseen(points: np.ndarray, pixel: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives points [S, 3] that no view sees the pixels [V, S, 2] and visibility [V, S] of their nearest visible neighbour."""
+    lost = ~visible.any(0)
     if lost.any() and not lost.all():
         found = np.flatnonzero(~lost)
         nearest = found[cKDTree(points[found]).query(points[lost])[1]]
-        pix, seen = pix.copy(), seen.copy()
-        pix[:, lost], seen[:, lost] = pix[:, nearest], seen[:, nearest]
-    return pix, seen
+        pixel, visible = pixel.copy(), visible.copy()
+        pixel[:, lost], visible[:, lost] = pixel[:, nearest], visible[:, nearest]
+    return pixel, visible
 
 
-def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, image_size: int, window: int,
-                  point_size: float, *, seen: str = "front", zoom: float = ZOOM, cavity: float = 0.0, depth_relief: float = 0.0,
-                  fill_gaps: bool = False, colours: np.ndarray | None = None,
-                  draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
-    """All views of one object.
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How views are drawn.
 
-    Args:
-      xyz: [M, 3] points, any unit.  valid: [M] bool; others are neither drawn nor seen.  mask: [M] bool, defective points.
-      cameras: V rotations.  image_size: side of the results, pixels.
+    Fields:
+      image_size: side of the results, pixels.
       window: side of the drawing, pixels, reduced to image_size (bicubic for shading, areas for the rest).
       point_size: side of a point's square in the window, pixels.
       seen: 'front', one point per occupied pixel, the front-most (the paper); 'surface', every point on the visible surface.
@@ -188,49 +186,68 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
       depth_relief: share of the depth view's greys that shows height over the blurred surroundings instead of distance, 0
         (published views) to 1: eight bits of distance leave little to a shallow dent.
       fill_gaps: where less than a splat of the far side shows between splats of the near side, show the near side.
+    """
+
+    image_size: int
+    window: int
+    point_size: float
+    seen: str = "front"
+    zoom: float = ZOOM
+    cavity: float = 0.0
+    depth_relief: float = 0.0
+    fill_gaps: bool = False
+
+
+def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras: Cameras, look: Look, *,
+                  colours: np.ndarray | None = None, draw: Rasteriser | None = None) -> dict[str, np.ndarray]:
+    """All views of one object.
+
+    Args:
+      xyz: [M, 3] points, any unit.  valid: [M] bool; others are neither drawn nor seen.  mask: [M] bool, defective points.
+      cameras: V rotations.
       colours: [M, 3] uint8, of the points, for coloured views: the same light on them instead of on grey.
       draw: rasteriser to use instead of this process's.
 
     Returns: render [V, H, W] uint8, depth [V, H, W] uint8 (per view: nearest 255, farthest 0, but for `depth_relief`; background
-      255), view_mask [V, H, W] bool, pix [V, M, 2] int16 (x, y), seen [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool: seen
-      before the points no view sees took over their nearest seen neighbour's views; with `colours` also rgb_render
+      255), view_mask [V, H, W] bool, pixel [V, M, 2] int16 (x, y), visible [V, M] bool (see `batch.FIELDS`), drawn [V, M] bool:
+      visible before the points no view sees took over their nearest visible neighbour's views; with `colours` also rgb_render
       [V, H, W, 3] uint8.
 
     Raises:
-      ValueError: unknown `seen`, no valid point.
+      ValueError: unknown `look.seen`, no valid point.
     """
-    if seen not in SEEN:
-        raise ValueError(f"unknown visibility {seen!r}; use one of {SEEN}")
+    if look.seen not in SEEN:
+        raise ValueError(f"unknown visibility {look.seen!r}; use one of {SEEN}")
     index = np.flatnonzero(valid)
     if not len(index):
         raise ValueError("no valid point to render")
-    draw = rasteriser(window) if draw is None else draw
+    draw = rasteriser(look.window) if draw is None else draw
     points = _framed(xyz[index])
     near = knn(points, 30)
     plane, variation = planes(points, near)
     labels = mask[index]
-    lit = _lit(variation, near[:, :8], cavity) if cavity else None
+    lit = _lit(variation, near[:, :8], look.cavity) if look.cavity else None
 
-    count, size = len(cameras), image_size
+    count, size, window, point_size = len(cameras), look.image_size, look.window, look.point_size
     out = {"render": np.empty((count, size, size), np.uint8), "depth": np.empty((count, size, size), np.uint8),
            "view_mask": np.empty((count, size, size), bool)}
     if colours is not None:
         out["rgb_render"] = np.empty((count, size, size, 3), np.uint8)
         # What grey makes of the light, undone; the last one is the background's, which stays white.
         dyes = np.append(colours[index] / (255 * GREY), [[1.0] * 3], 0).astype(np.float32)
-    pix = np.zeros((count, len(xyz), 2), np.int16)
+    pixel = np.zeros((count, len(xyz), 2), np.int16)
     visible = np.zeros((count, len(xyz)), bool)
     shots = []
     for turn in cameras.rotations:
         turned = points @ turn.T
-        camera = fit_camera(turned, window, cameras.back_off, zoom)
+        camera = fit_camera(turned, window, cameras.back_off, look.zoom)
         facing = plane @ turn.T
         # Planes have no outside: turned towards the camera, so that no patch is dark for its sign alone.
         facing *= np.where(np.einsum("si,si->s", facing, camera.eye - turned) < 0, -1.0, 1.0)[:, None]
         shots.append(Shot(turned, facing, camera))
     for v, (shot, (shade, numbers)) in enumerate(zip(shots, draw.draw(shots, point_size), strict=True)):
         columns, rows, distance = shot.camera.project(shot.points)
-        if fill_gaps:
+        if look.fill_gaps:
             shade, numbers = _without_gaps(shade, numbers, distance, point_size)
         if lit is not None:
             shade = np.where(numbers >= 0, shade * lit[numbers], shade)
@@ -238,21 +255,21 @@ def render_object(xyz: np.ndarray, valid: np.ndarray, mask: np.ndarray, cameras:
         if colours is not None:
             for channel in range(3):
                 out["rgb_render"][v, ..., channel] = _reduced(np.minimum(shade * dyes[numbers, channel], 1), size)
-        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, depth_relief)
+        out["depth"][v], out["view_mask"][v] = _depth_and_mask(numbers, distance, labels, size, look.depth_relief)
         x, y = (np.floor((a + 0.5) * (size / window)).astype(np.int64) for a in (columns, rows))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
-        pix[v, index] = np.stack([x, y], 1)
+        pixel[v, index] = np.stack([x, y], 1)
         # A point further behind the drawn surface than a splat is wide shows through a gap between centres: hidden.
         column, row = (np.clip(np.rint(a).astype(np.int64), 0, window - 1) for a in (columns, rows))
         front = numbers[row, column]
         behind = np.where(front >= 0, distance - distance[front], 0)
         on_surface = inside & (behind <= point_size * distance * (2 * TAN / window))
-        visible[v, index] = on_surface if seen == "surface" else _front_most(y * size + x, distance, on_surface)
-    pix[:, index], filled = fill_unseen(points, pix[:, index], visible[:, index])
+        visible[v, index] = on_surface if look.seen == "surface" else _front_most(y * size + x, distance, on_surface)
+    pixel[:, index], filled = fill_unseen(points, pixel[:, index], visible[:, index])
     out["drawn"] = visible.copy()
     visible[:, index] = filled
-    return out | {"pix": pix, "seen": visible}
+    return out | {"pixel": pixel, "visible": visible}
 
 
 def _framed(points: np.ndarray) -> np.ndarray:
@@ -267,10 +284,10 @@ def shown_points(xyz: np.ndarray, valid: np.ndarray, cameras: Cameras, view: int
                  zoom: float = ZOOM, fill_gaps: bool = False) -> np.ndarray:
     """Which point every pixel of a view of `render_object` shows, [size, size] int: a row of `xyz`, or -1 where nothing is.
 
-    Drawn again, by numpy: records keep no such picture, and `pix` and `seen` do not say it, for points hidden by others, or seen
-    so flat that they hide each other, lie on those others' pixels.
+    Drawn again, by numpy: records keep no such picture, and `pixel` and `visible` do not say it, for points hidden by others, or
+    so flat to the view that they hide each other, lie on those others' pixels.
 
-    Args: as of `render_object`; point_size in pixels of this picture.
+    Args: as of `render_object` and `Look`; point_size in pixels of this picture.
 
     Raises:
       ValueError: no valid point.

@@ -30,8 +30,8 @@ def get_config(preset: str | None = None):
         "batch_size": 20, "keep": 96, "weight_decay": 0.05,
         "defects": True,  # False: learn from sound solids alone
     })
-    config.sight = ConfigDict({"steps": 5000, "learning_rate": 4e-4, "muon": 2e-3, "warmup_steps": 50})
-    config.words = ConfigDict({"steps": 600, "learning_rate": 3e-4, "muon": 1e-3, "warmup_steps": 50})
+    config.vision = ConfigDict({"steps": 5000, "learning_rate": 4e-4, "muon": 2e-3, "warmup_steps": 50})
+    config.contrastive = ConfigDict({"steps": 600, "learning_rate": 3e-4, "muon": 1e-3, "warmup_steps": 50})
     config.surface_stage = ConfigDict({"steps": 3000, "batch_size": 32, "points": 64, "sentences": 256, "learning_rate": 2e-3})
     config.point_stage = ConfigDict({"steps": 150, "batch_size": 8, "learning_rate": 2e-3})
     return config

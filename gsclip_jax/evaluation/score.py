@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from data_pipelines.files import atomic
 from data_pipelines.progress import Progress
@@ -73,8 +74,6 @@ def score_objects(
             done += 1
         progress.update(done * jax.process_count())
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices("evaluated")
 
 

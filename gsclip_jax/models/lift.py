@@ -38,8 +38,8 @@ def _corner(position: jax.Array, cells: int, image_size: int) -> tuple[jax.Array
     return low, jnp.minimum(low + 1, cells - 1), place - low
 
 
-def read_pixels(maps: jax.Array, pix: jax.Array, image_size: int) -> jax.Array:
-    """Map values at pixels, as if upsampled to image_size first: maps [B,V,h,w,C], pix [B,V,M,2] -> [B,V,M,C]."""
+def read_pixels(maps: jax.Array, pixel: jax.Array, image_size: int) -> jax.Array:
+    """Map values at pixels, as if upsampled to image_size first: maps [B,V,h,w,C], pixel [B,V,M,2] -> [B,V,M,C]."""
     batch, views, height, width, channels = maps.shape
     flat = maps.astype(jnp.float32).reshape(batch, views, height * width, channels)
 
@@ -47,30 +47,30 @@ def read_pixels(maps: jax.Array, pix: jax.Array, image_size: int) -> jax.Array:
         return jnp.take_along_axis(flat, (row * width + column)[..., None], axis=2)
 
     if height == width == image_size:
-        pix = jnp.clip(pix.astype(jnp.int32), 0, image_size - 1)
-        return read(pix[..., 1], pix[..., 0])
-    left, right, across = _corner(pix[..., 0], width, image_size)
-    top, bottom, down = _corner(pix[..., 1], height, image_size)
+        pixel = jnp.clip(pixel.astype(jnp.int32), 0, image_size - 1)
+        return read(pixel[..., 1], pixel[..., 0])
+    left, right, across = _corner(pixel[..., 0], width, image_size)
+    top, bottom, down = _corner(pixel[..., 1], height, image_size)
     across, down = across[..., None], down[..., None]
     upper = read(top, left) * (1 - across) + read(top, right) * across
     lower = read(bottom, left) * (1 - across) + read(bottom, right) * across
     return upper * (1 - down) + lower * down
 
 
-def lift(maps: jax.Array, pix: jax.Array, seen: jax.Array, valid: jax.Array, image_size: int) -> jax.Array:
+def lift(maps: jax.Array, pixel: jax.Array, visible: jax.Array, valid: jax.Array, image_size: int) -> jax.Array:
     """Mean over the views that see a point of the map's value at the point's pixel.
 
     Args:
       maps: [B,V,h,w,C] or [B,V,h,w]; h, w may be the patch grid: interpolating there at the pixel equals upsampling to
         image_size and reading the pixel.
-      pix: int [B,V,M,2], x (column) and y (row) in the image_size picture.
-      seen: bool [B,V,M]; points that no view sees should hold their nearest seen neighbour's views and pixels.
+      pixel: int [B,V,M,2], x (column) and y (row) in the image_size picture.
+      visible: bool [B,V,M]; points that no view sees should hold their nearest visible neighbour's views and pixels.
       valid: bool [B,M].
     Returns: float32 [B,M,C] or [B,M]; 0 for invalid points and for points without any view (released: NaN).
     """
     single = maps.ndim == 4
-    values = read_pixels(maps[..., None] if single else maps, pix, image_size)
-    weight = (seen & valid[:, None]).astype(jnp.float32)
+    values = read_pixels(maps[..., None] if single else maps, pixel, image_size)
+    weight = (visible & valid[:, None]).astype(jnp.float32)
     total = jnp.einsum("bvmc,bvm->bmc", values, weight, precision=EXACT)
     points = total / jnp.maximum(weight.sum(1), 1)[..., None]
     return points[..., 0] if single else points

@@ -40,7 +40,7 @@ def encode_vv(cfg: ClipConfig, clip: dict[str, Any], x: jax.Array) -> Encoded:
 
 
 def stream(encoded: Encoded) -> jax.Array:
-    """The tokens that meet the texts: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
+    """The tokens that are compared with the texts: CLS of the plain path, then the V-V path's patch tokens, [B,V,1+P,E]."""
     return jnp.concatenate([encoded.cls[..., None, :], encoded.tokens[-1][..., 1:, :]], axis=-2)
 
 
@@ -82,5 +82,5 @@ def score(found: Evidence, batch: Arrays, smoothing: Smoothing, smooth_points=sm
     """Scores of docs/method.md from the views' evidence; `smooth_points` stands in for `smoothing.smooth`."""
     image_size = batch["render"].shape[2]
     cells = found.cells[..., 1]
-    points = smooth_points(lift(cells, batch["pix"], batch["seen"], batch["valid"], image_size), batch, smoothing)
+    points = smooth_points(lift(cells, batch["pixel"], batch["visible"], batch["valid"], image_size), batch, smoothing)
     return Scores(object_score(points, view_probability(found)), points, upsample(cells[..., None], image_size)[..., 0])

@@ -238,7 +238,7 @@ def branches(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
         arrays |= grads_of(f"total{after}", grads)
         for before in BRANCHES:
             arrays[f"{before}loss_total{after}"] = sum(terms[before + ours] for ours in TERMS.values())
-    size, where = made["view_mask"].shape[-1], (made["pix"], made["seen"], made["valid"])
+    size, where = made["view_mask"].shape[-1], (made["pixel"], made["visible"], made["valid"])
     for before, (ours, _) in BRANCHES.items():
         one = found[ours]
         maps = jnp.moveaxis(upsample(one.cells, size), -1, 2).reshape(-1, 2, size, size)
@@ -275,7 +275,7 @@ def scores(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
     made = batch(this.model, entries[0], ("render",), labels=False)
     plain, size = this.method(), made["render"].shape[2]
     found = jax.jit(lambda params, made: plain.compare(params, plain.texts(params), made))(this.params, made)
-    where, arrays = (made["pix"], made["seen"], made["valid"], size), {}
+    where, arrays = (made["pixel"], made["visible"], made["valid"], size), {}
     for before, (ours, _) in {"rgb_": BRANCHES["rgb_"], "render_": BRANCHES[""]}.items():
         points = lift(found[ours].cells[..., 1], *where)
         arrays |= {f"{before}prob": views.view_probability(found[ours]).mean(-1), f"{before}points": on_grid(points),

@@ -39,8 +39,8 @@ def batch(
         "label": stored("in_label"),
     }  # fmt: skip
     made = truth | {
-        "pix": where[..., :2],
-        "seen": where[..., 2] > 0,
+        "pixel": where[..., :2],
+        "visible": where[..., 2] > 0,
         "valid": real[..., 0] > 0,
         "organised": np.ones(objects, bool),
         # only unorganised scans are smoothed over neighbours in space

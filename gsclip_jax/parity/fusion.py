@@ -16,7 +16,7 @@ from gsclip_jax.models.similarity import patch_grid, probabilities, text_logits
 from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model, ParityError
 
-HIDDEN = ("points that no view sees: the released 0/0 is NaN; the data pipeline gives them their nearest seen neighbour's "
+HIDDEN = ("points that no view sees: the released 0/0 is NaN; the data pipeline gives them their nearest visible neighbour's "
           "pixels before lifting, and lifting alone gives 0; all other points are compared with the recorded ones")  # fmt: skip
 
 _srm = jax.jit(partial(srm, normalise=False))  # the recorded block does not normalise

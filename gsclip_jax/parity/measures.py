@@ -17,7 +17,7 @@ from gsclip_jax.parity.check import Found
 from gsclip_jax.parity.recording import Entry, Model
 
 FILLED = ("the released code copies a hidden point's visibility from a neighbour in storage order and keeps its own pixel; we "
-          "take views and pixels of the nearest seen neighbour in 3D (checked here on the cells of the grid)")  # fmt: skip
+          "take views and pixels of the nearest visible neighbour in 3D (checked here on the cells of the grid)")  # fmt: skip
 
 
 def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
@@ -104,8 +104,8 @@ def _filled(fill, where: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.n
     row, column = np.divmod(np.arange(where.shape[1]), side)
     xyz = np.stack([column + 0.013 * row, row + 0.0071 * column, 0.1 * np.sin(column + 2.0 * row)], -1)
     ours, wanted = where.copy(), where.copy()
-    pix, seen = fill(xyz[real], where[:, real, :2], where[:, real, 2] > 0)
-    ours[:, real, :2], ours[:, real, 2] = pix, seen
+    pixel, visible = fill(xyz[real], where[:, real, :2], where[:, real, 2] > 0)
+    ours[:, real, :2], ours[:, real, 2] = pixel, visible
     found = real & (where[..., 2] > 0).any(0)
     for point in np.flatnonzero(real & ~found):
         candidates = np.flatnonzero(found)

@@ -46,7 +46,7 @@ def _arrays(model: Model, switches: dict, made: dict, colour: bool) -> dict[str,
         arrays = {
             "prob": jax.nn.softmax(found.view_logits, axis=-1)[..., 1].mean(1),
             "map": scores.views.reshape(-1, size, size),
-            "points": lift(found.cells, made["pix"], made["seen"], made["valid"], size).reshape(-1, side, side, 2),
+            "points": lift(found.cells, made["pixel"], made["visible"], made["valid"], size).reshape(-1, side, side, 2),
             "anomaly_map": scores.points.reshape(-1, side, side),
             "score": scores.object,
         }

@@ -83,7 +83,7 @@ def answers(model: Model, entries: list[Entry]) -> Iterator[Found]:
         "global_logits_by_object": object_logits(view_logits),
         "text_features": text,
         "similarity_map": jnp.moveaxis(upsample(cells, size), -1, 2).reshape(-1, 2, size, size),
-        "d3_similarity_map": on_grid(lift(cells, made["pix"], made["seen"], made["valid"], size)),
+        "d3_similarity_map": on_grid(lift(cells, made["pixel"], made["visible"], made["valid"], size)),
         **{f"loss_{name}": value for name, value in values.items()},
     }
     if any(e.key.startswith("train_mode_") for e in entries):

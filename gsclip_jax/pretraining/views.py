@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from gsclip_jax.methods.surface.surface_variation import smoothed_variation
 
 PICTURES = ("render", "depth")
-PARTS = ("", "_keep", "_mask", "_sure", "_rugged")  # of a batch, for each of the PICTURES
+PARTS = ("", "_keep", "_mask", "_sure", "_roughness")  # of a batch, for each of the PICTURES
 FLATTEST = 1e-4  # surface variation that counts as flat
 PLAIN = {"render": 24.0, "depth": 8.0}  # a change of so many grey levels is plain to see
 DOUBT = 0.15  # how much a defect counts that cannot be seen
@@ -25,8 +25,8 @@ def view_batches(
     """Endless augmented batches for ClipPretraining, resumable: step s depends on (seed, s) alone.
 
     Args:
-      views: render, depth uint8 [R,V,H,W]; view_mask bool [R,V,H,W]; rugged uint8 [R,V,H,W] (`rugged_views`); category, defect
-        lists of R names; twin int [R], the row of the same body without the defect, -1 for sound ones
+      views: render, depth uint8 [R,V,H,W]; view_mask bool [R,V,H,W]; roughness uint8 [R,V,H,W] (`roughness_maps`); category,
+        defect lists of R names; twin int [R], the row of the same body without the defect, -1 for sound ones
         (of sound solids alone: each its own).
       captioner: `caption(rng, category, defect, damaged, modality)` -> ids [T], `pair(rng, category)` -> ids [2,T].
       batch_size: B renders and B depth views a step, drawn separately: half defective, then their twins.
@@ -49,9 +49,9 @@ def view_batches(
                 view = rng.choice(np.flatnonzero(visible[row]))
                 mask = views["view_mask"][row, view]
                 twin = views["twin"][row]
-                pictures, (mask, *rugged) = augment(
+                pictures, (mask, *roughness) = augment(
                     rng, [views[modality][row, view], views[modality][twin, view]],
-                    [mask, views["rugged"][row, view], views["rugged"][twin, view]], shade=modality == "render",
+                    [mask, views["roughness"][row, view], views["roughness"][twin, view]], shade=modality == "render",
                 )  # fmt: skip
                 cover = _share(pictures[0] < 255, patch)
                 kept = np.sort(np.argsort(-np.minimum(cover, 0.25) + 0.02 * rng.random(len(cover)))[:keep]).astype(np.int32)
@@ -59,12 +59,12 @@ def view_batches(
                 seen = visible_change(*pictures, mask, patch, PLAIN[modality])[kept].astype(np.float32)
                 sure = 1 - np.minimum(2 * share, 1) * (1 - seen)
                 whole = np.clip((share * seen).sum() * patch**2 / 40, DOUBT, 1)
-                geometry = [rugged_patches(x, patch) for x in rugged]
+                geometry = [patch_roughness(x, patch) for x in roughness]
                 drawn[0].append((row, pictures[0], kept, share, sure, geometry[0], whole))
                 drawn[1].append((twin, pictures[1], kept, np.zeros_like(share), np.ones_like(share), geometry[1], 1.0))
-            for row, image, kept, share, sure, rugged, whole in drawn[0] + drawn[1]:
+            for row, image, kept, share, sure, roughness, whole in drawn[0] + drawn[1]:
                 is_damaged = int(share.sum() * patch**2 >= 4)
-                for part, value in zip(PARTS, (image, kept, share, sure, rugged), strict=True):
+                for part, value in zip(PARTS, (image, kept, share, sure, roughness), strict=True):
                     fields[modality + part].append(value)
                 view_sure.append(whole)
                 captions.append(captioner.caption(rng, views["category"][row], views["defect"][row], is_damaged, modality))
@@ -139,11 +139,11 @@ def augment(
     return seen, moved
 
 
-def rugged_views(batch: dict[str, np.ndarray]) -> np.ndarray:
+def roughness_maps(batch: dict[str, np.ndarray]) -> np.ndarray:
     """Surface variation of the point each pixel shows, uint8 [B,V,H,W]: its logarithm, FLATTEST 0 to 1 254; background 255.
 
     Args:
-      batch: xyz, neighbours, valid, pix, seen and depth of `data_pipelines.batch.FIELDS`.
+      batch: xyz, neighbours, valid, pixel, visible and depth of `data_pipelines.batch.FIELDS`.
     """
     fields = {name: batch[name] for name in ("xyz", "neighbours", "valid", "render")}
     variation = np.asarray(_surface_variation(fields))  # [B,M]
@@ -151,10 +151,10 @@ def rugged_views(batch: dict[str, np.ndarray]) -> np.ndarray:
     out = np.full(batch["depth"].shape, 255, np.uint8)
     for body, view in np.ndindex(*out.shape[:2]):
         inside = batch["depth"][body, view] < 255
-        points = np.flatnonzero(batch["seen"][body, view])
+        points = np.flatnonzero(batch["visible"][body, view])
         if not len(points) or not inside.any():
             continue
-        x, y = batch["pix"][body, view, points].T
+        x, y = batch["pixel"][body, view, points].T
         shown = np.full(inside.shape, -1, np.int16)
         np.maximum.at(shown, (y, x), grey[body, points].astype(np.int16))
         row, column = distance_transform_edt(shown < 0, return_distances=False, return_indices=True)
@@ -167,11 +167,11 @@ def _surface_variation(fields: dict) -> jax.Array:
     return smoothed_variation(fields)
 
 
-def rugged_patches(rugged: np.ndarray, patch: int) -> np.ndarray:
-    """Mean and largest logarithm of surface variation in each patch of a map [S,S] of `rugged_views`, plus 6: float32 [P,2]."""
-    inside = rugged < 255
-    nats = np.where(inside, (1 - rugged / np.float32(254)) * np.log(FLATTEST), 0)
-    side = len(rugged) // patch
+def patch_roughness(roughness: np.ndarray, patch: int) -> np.ndarray:
+    """Mean and largest logarithm of surface variation in each patch of a map [S,S] of `roughness_maps`, plus 6: float32 [P,2]."""
+    inside = roughness < 255
+    nats = np.where(inside, (1 - roughness / np.float32(254)) * np.log(FLATTEST), 0)
+    side = len(roughness) // patch
     largest = np.where(inside, nats, -np.inf).reshape(side, patch, side, patch).max((1, 3)).reshape(-1)
     mean = _share(nats, patch) / np.maximum(_share(inside, patch), 1e-6)
     return (np.stack([mean, np.maximum(largest, np.log(FLATTEST))], -1) + 6).astype(np.float32)

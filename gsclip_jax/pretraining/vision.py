@@ -24,8 +24,8 @@ ROUGHNESS = 3 * (2 * len(SCALES) + 2)
 
 
 class ClipPretraining:
-    """Two losses. `sight_loss`: linear heads learn which patches and which views are defective, and how rough each patch is next
-    to its surroundings, which teaches the vision tower to see. `words_loss`: image-text contrast on captions, and
+    """Two losses. `vision_loss`: linear heads learn which patches and which views are defective, and how rough each patch is next
+    to its surroundings, which teaches the vision tower to see. `contrastive_loss`: image-text contrast on captions, and
     sound-or-damaged contrasts of whole views and of patches against a pair of sentences.
 
     Together from the start, the noise of the untrained sentences drowns the patches' signal: nothing is learned.
@@ -33,12 +33,12 @@ class ClipPretraining:
     A batch holds twins, defective views first and behind them the same views of the same bodies without the defect: what differs
     between two twins is the defect alone.
 
-    Batch: render, depth uint8 [B,H,W]; render_keep, depth_keep int32 [B,K] patches that are encoded (most of a view is empty);
-    render_mask, depth_mask float32 [B,K] defective share of each; render_sure, depth_sure float32 [B,K] how much each counts
-    (what cannot be told from the sound twin teaches little); render_rugged, depth_rugged float32 [B,P,2] how rough the surface in
-    each patch is (`rugged_patches`, all patches of the grid); view_sure float32 [2B] the same for whole views; caption int32
-    [2B,T] (renders first); pair int32 [N,2,T] sound and damaged sentences, pair_of int32 [2B] which pair a view is held against;
-    damaged int32 [2B].
+    Batch: render, depth uint8 [B,H,W]; render_keep, depth_keep int32 [B,K] patches that are encoded (most of a view is
+    empty); render_mask, depth_mask float32 [B,K] defective share of each; render_sure, depth_sure float32 [B,K] how much each
+    counts (what cannot be told from the sound twin teaches little); render_roughness, depth_roughness float32 [B,P,2] how
+    rough the surface in each patch is (`patch_roughness`, all patches of the grid); view_sure float32 [2B] the same for whole
+    views; caption int32 [2B,T] (renders first); pair int32 [N,2,T] sound and damaged sentences, pair_of int32 [2B] which pair
+    a view is held against; damaged int32 [2B].
     """
 
     def __init__(self, cfg: ClipConfig, defects: bool = True):
@@ -53,7 +53,7 @@ class ClipPretraining:
         head["rough"] = {"kernel": rough, "bias": jnp.zeros(ROUGHNESS)}
         return {"clip": init_clip(key, self.cfg), "head": head}, {}
 
-    def _seen(self, trainable: Params, batch):
+    def _encoded(self, trainable: Params, batch):
         """(CLIP, patch tokens [B,K,E] of both streams, global features [2B,E], the heads' loss and its terms)."""
         clip, head = clip_module(self.cfg, trainable["clip"]), trainable["head"]
         render = encode_image(clip, preprocess_views(self.cfg, batch["render"]), vv=True, keep=batch["render_keep"])
@@ -65,17 +65,17 @@ class ClipPretraining:
             total, terms = self._told_apart(head, tokens, image, batch)
         return clip, tokens, image, total, terms
 
-    def sight_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
+    def vision_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
         """What the linear heads make of patches and views, and the roughness of the patches."""
-        _, tokens, _, total, terms = self._seen(trainable, batch)
+        _, tokens, _, total, terms = self._encoded(trainable, batch)
         found = [_linear(trainable["head"]["rough"], x) for x in tokens]
-        rough = [roughness_loss(f, batch[name], batch[name + "_rugged"], batch[name + "_keep"], self.cfg.patch)
+        rough = [roughness_loss(f, batch[name], batch[name + "_roughness"], batch[name + "_keep"], self.cfg.patch)
                  for f, name in zip(found, PICTURES, strict=True)]  # fmt: skip
         return total + sum(rough) / 2, (stats, {**terms, "rough": sum(rough) / 2})
 
-    def words_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
+    def contrastive_loss(self, trainable: Params, frozen: Params, stats: Stats, batch, key):
         """Image-text contrast on captions, and sound-or-damaged contrasts of views and patches."""
-        clip, tokens, image, total, terms = self._seen(trainable, batch)
+        clip, tokens, image, total, terms = self._encoded(trainable, batch)
         caption = normalise(encode_tokens(clip, batch["caption"]))  # [2B,E]
         # Equal captions are equally right answers: the target spreads over them.
         same = (batch["caption"][:, None] == batch["caption"][None]).all(-1).astype(jnp.float32)
@@ -138,7 +138,7 @@ def twin_loss(logits_bpk: jax.Array, share_bp: jax.Array, sure_bp: jax.Array) ->
     return (jax.nn.softplus(last - first) * hit).sum() / jnp.maximum(hit.sum(), 1)
 
 
-def roughness(images: jax.Array, rugged: jax.Array, patch: int) -> tuple[jax.Array, jax.Array]:
+def roughness(images: jax.Array, surface: jax.Array, patch: int) -> tuple[jax.Array, jax.Array]:
     """How rough each patch is, in grey and in the cloud itself, alone, next to its neighbours and to the whole view.
 
     Defects show in it only in part, but a tower that can tell it has learned to look at what is small, and to see the shape in
@@ -146,9 +146,9 @@ def roughness(images: jax.Array, rugged: jax.Array, patch: int) -> tuple[jax.Arr
 
     Args:
       images: uint8 [B,S,S], background 255.
-      rugged: [B,P,2] of `rugged_patches`.
+      surface: [B,P,2] of `patch_roughness`.
 
-    Returns: logarithms of mean and largest difference between neighbouring SCALES in the patch and `rugged`, then the same less
+    Returns: logarithms of mean and largest difference between neighbouring SCALES in the patch and `surface`, then the same less
       its neighbours' and less the view's [B,P,ROUGHNESS]; float [B,P], 1 where the object fills at least ten pixels of the patch.
     """
     size = images.shape[-1]
@@ -172,7 +172,7 @@ def roughness(images: jax.Array, rugged: jax.Array, patch: int) -> tuple[jax.Arr
     for fine, coarse in zip(levels[:-1], levels[1:], strict=True):
         change = cells(jnp.abs(fine - coarse) * inside)
         found += [jnp.log(change.sum((2, 4)) / (filled + 1e-3) + 2e-3), jnp.log(change.max((2, 4)) + 4e-3)]
-    own = jnp.concatenate([jnp.stack(found, -1) + 4, rugged.reshape(-1, side, side, 2)], -1)  # about zero on average
+    own = jnp.concatenate([jnp.stack(found, -1) + 4, surface.reshape(-1, side, side, 2)], -1)  # about zero on average
     real = (filled >= 10).astype(jnp.float32)[..., None]
 
     def ring(x):
@@ -184,9 +184,9 @@ def roughness(images: jax.Array, rugged: jax.Array, patch: int) -> tuple[jax.Arr
     return out.reshape(len(images), side**2, -1), real.reshape(len(images), -1)
 
 
-def roughness_loss(found: jax.Array, images: jax.Array, rugged: jax.Array, keep: jax.Array, patch: int) -> jax.Array:
+def roughness_loss(found: jax.Array, images: jax.Array, surface: jax.Array, keep: jax.Array, patch: int) -> jax.Array:
     """Mean squared error of predicted roughness [B,K,ROUGHNESS] over the kept patches that show the object."""
-    target, real = (jax.lax.stop_gradient(x) for x in roughness(images, rugged, patch))
+    target, real = (jax.lax.stop_gradient(x) for x in roughness(images, surface, patch))
     target = jnp.take_along_axis(target, keep[..., None], 1)
     real = jnp.take_along_axis(real, keep, 1)[..., None]
     return (real * jnp.square(found - target)).sum() / (real.sum() * ROUGHNESS)

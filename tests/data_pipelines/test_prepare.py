@@ -73,8 +73,8 @@ def test_prepares_checks_and_shows(made):
 
 def test_a_run_of_the_experiments_finds_them(made, root, monkeypatch):
     out, _ = made
+    from experiments import command_line as experiment
     from experiments import data
-    from experiments import run as experiment
 
     same_values = [f"--config.data.{word[2:].replace('-', '_')}" for word in SMALL if not word.startswith("--workers")]
     config, _ = experiment.parse(["--config", "stage2.py:real3d", f"--config.data.root={root}", f"--config.cache={out}",

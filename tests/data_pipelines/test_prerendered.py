@@ -122,12 +122,12 @@ def test_gives_what_the_files_hold(made, category):
         assert (given.view_mask[:, 0, 0] == (np.arange(COUNT) > 5)).all()
         some = np.delete(np.arange(len(kept)), 5)
         some = some[maps[:, some, 2].any(0)]
-        np.testing.assert_array_equal(given.pix[:, kept[some]], maps[:, some, :2])
-        np.testing.assert_array_equal(given.seen[:, kept[some]], maps[:, some, 2] > 0)
-        # A point no view sees goes by its nearest seen neighbour.
+        np.testing.assert_array_equal(given.pixel[:, kept[some]], maps[:, some, :2])
+        np.testing.assert_array_equal(given.visible[:, kept[some]], maps[:, some, 2] > 0)
+        # A point no view sees goes by its nearest visible neighbour.
         nearest = some[np.linalg.norm(points[some].astype(np.float64) - points[5], axis=1).argmin()]
-        np.testing.assert_array_equal(given.seen[:, kept[5]], given.seen[:, kept[nearest]])
-        assert not given.seen[:, ~scan.valid].any()
+        np.testing.assert_array_equal(given.visible[:, kept[5]], given.visible[:, kept[nearest]])
+        assert not given.visible[:, ~scan.valid].any()
         assert (scan.rgb is None) == (category == "duck")
         # Nothing is lost or turned round on the way into a record.
         np.testing.assert_array_equal(resample(scan, SIDE * SIDE, 0).source, np.arange(SIDE * SIDE))
@@ -136,7 +136,7 @@ def test_gives_what_the_files_hold(made, category):
 def test_given_views_must_fit_the_recipe(made):
     reader = open_reader("prerendered", made[0])
     given = reader.load(reader.samples("duck")[0]).views
-    assert given.fitting(SIDE * SIDE, SIDE, COUNT, "scan").keys() == {"render", "depth", "view_mask", "pix", "seen"}
+    assert given.fitting(SIDE * SIDE, SIDE, COUNT, "scan").keys() == {"render", "depth", "view_mask", "pixel", "visible"}
     with pytest.raises(DataError, match="scan: given pictures .* set config.data.points=576 config.data.views=11$"):
         given.fitting(500, SIDE, 9, "scan")
 
@@ -208,8 +208,8 @@ def test_the_sample_tree(shared_data):
         name = "_".join(row["file"].split("/")[-2:])
         scan, own = reader.load(samples[name]), raw.load(same[name])
         assert (samples[name].label, scan.valid.sum(), scan.mask.sum()) == (row["label"], row["points"], row["anomalous_points"])
-        assert scan.views.render.shape == (9, 336, 336) and scan.views.seen[:, scan.valid].any(0).all()
-        assert scan.views.view_mask.any() == bool(row["label"]) and not scan.views.seen[:, ~scan.valid].any()
+        assert scan.views.render.shape == (9, 336, 336) and scan.views.visible[:, scan.valid].any(0).all()
+        assert scan.views.view_mask.any() == bool(row["label"]) and not scan.views.visible[:, ~scan.valid].any()
         # The raw scan through the reader of MVTec 3D-AD: the same points on the same pixels.
         scored = resample(own, 336 * 336, 0)
         np.testing.assert_array_equal(scored.valid, scan.valid)
@@ -227,5 +227,5 @@ def test_the_sample_tree(shared_data):
         points = points[scan.valid].astype(np.float64)
         for v in range(9):
             x, y, _ = fit_camera(points @ cameras.rotations[v].T, 1024).project(points @ cameras.rotations[v].T)
-            gap = np.abs(np.stack([x, y], 1) * 336 / 1024 - scan.views.pix[v, scan.valid] - 0.5).max(1)
+            gap = np.abs(np.stack([x, y], 1) * 336 / 1024 - scan.views.pixel[v, scan.valid] - 0.5).max(1)
             assert np.quantile(gap, 0.7) < 0.8  # but for the unseen ones, which hold a neighbour's

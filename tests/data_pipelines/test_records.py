@@ -66,9 +66,10 @@ def test_records_hold_what_was_made(made, root):
         np.testing.assert_array_equal(stored[name].reshape(3, 48, 48), fresh[name])
     np.testing.assert_array_equal(stored["view_mask"].reshape(3, 48, 48) > 0, fresh["view_mask"])
     assert fresh["view_mask"].any() and fresh["point_mask"].any()
-    for name in ("pix", "xyz", "neighbours", "cloud"):
+    np.testing.assert_array_equal(stored["pix"], fresh["pixel"])  # records keep the names they began with
+    for name in ("xyz", "neighbours", "cloud"):
         np.testing.assert_array_equal(stored[name], fresh[name])
-    np.testing.assert_array_equal(np.unpackbits(stored["seen"], axis=-1, count=600), fresh["seen"])
+    np.testing.assert_array_equal(np.unpackbits(stored["seen"], axis=-1, count=600), fresh["visible"])
 
 
 def test_found_again_without_work(made, root, monkeypatch):

@@ -28,9 +28,10 @@ def numbers_of(rasteriser, xyz, window, splat):
     return next(iter(rasteriser.draw([shot], splat)))[1]
 
 
-def drawn(xyz, mask=None, cameras=FRONT, size=128, window=128, splat=3.0, **options):
+def drawn(xyz, mask=None, cameras=FRONT, size=128, window=128, splat=3.0, draw=None, **options):
     mask = np.zeros(len(xyz), bool) if mask is None else mask
-    return render.render_object(xyz, np.ones(len(xyz), bool), mask, cameras, size, window, splat, **options)
+    look = render.Look(size, window, splat, **options)
+    return render.render_object(xyz, np.ones(len(xyz), bool), mask, cameras, look, draw=draw)
 
 
 def test_camera_lists():
@@ -116,9 +117,9 @@ def test_pixels_by_hand():
     plate = np.array([[-1, -1, 0], [1, -1, 0], [-1, 1, 0], [1, 1, 0]] + [[0.0, 0, 0]] * 6)
     shown = drawn(plate, splat=1.0)
     low, high = int(64 - 45.714), int(64 + 45.714)  # y points up, rows down
-    np.testing.assert_array_equal(shown["pix"][0, :4], [[low, high], [high, high], [low, low], [high, low]])
+    np.testing.assert_array_equal(shown["pixel"][0, :4], [[low, high], [high, high], [low, low], [high, low]])
     half = drawn(plate, size=64, splat=2.0)
-    np.testing.assert_array_equal(half["pix"][0, :4], shown["pix"][0, :4] // 2)
+    np.testing.assert_array_equal(half["pixel"][0, :4], shown["pixel"][0, :4] // 2)
 
 
 def test_depth_near_is_bright_and_background_white():
@@ -155,7 +156,7 @@ def test_masks_agree_with_points(window):
     shown = drawn(xyz, mask, views("ring", 5), size=64, splat=4, draw=window)
     assert shown["view_mask"].any()
     for v in range(5):
-        x, y = shown["pix"][v, shown["drawn"][v]].T
+        x, y = shown["pixel"][v, shown["drawn"][v]].T
         labels = mask[shown["drawn"][v]]
         assert (shown["view_mask"][v, y, x] == labels).mean() > 0.95, v
         # Apart from the border the two are the same, but for points just behind an edge.
@@ -197,15 +198,15 @@ def test_a_plate_hides_what_is_behind_it():
 
 def test_unseen_points_take_their_nearest_seen_neighbour():
     points = np.array([[0.0, 0, 0], [1, 0, 0], [5, 0, 0], [0.9, 0, 0], [4, 0, 0]])
-    pix = np.arange(20).reshape(2, 5, 2)
+    pixel = np.arange(20).reshape(2, 5, 2)
     seen = np.array([[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
-    pix_out, seen_out = render.fill_unseen(points, pix, seen)
-    np.testing.assert_array_equal(pix_out[:, 3], pix[:, 1])
-    np.testing.assert_array_equal(pix_out[:, 4], pix[:, 2])
+    pixel_out, seen_out = render.fill_unseen(points, pixel, seen)
+    np.testing.assert_array_equal(pixel_out[:, 3], pixel[:, 1])
+    np.testing.assert_array_equal(pixel_out[:, 4], pixel[:, 2])
     np.testing.assert_array_equal(seen_out, [[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-    np.testing.assert_array_equal(pix_out[:, :3], pix[:, :3])
+    np.testing.assert_array_equal(pixel_out[:, :3], pixel[:, :3])
     shown = drawn(ellipsoid(900, 0)[0])
-    assert shown["seen"].any(0).all() and not shown["drawn"].any(0).all()
+    assert shown["visible"].any(0).all() and not shown["drawn"].any(0).all()
 
 
 def test_invalid_points_take_no_part():
@@ -213,13 +214,13 @@ def test_invalid_points_take_no_part():
     valid = np.arange(900) % 3 > 0
     spoilt = xyz.copy()
     spoilt[~valid] = 0  # organised scans hold zeros there
-    shown = render.render_object(spoilt, valid, mask, views("ring", 3), 64, 64, 3)
-    assert not shown["seen"][:, ~valid].any() and shown["seen"].any(0)[valid].all()
+    shown = render.render_object(spoilt, valid, mask, views("ring", 3), render.Look(64, 64, 3))
+    assert not shown["visible"][:, ~valid].any() and shown["visible"].any(0)[valid].all()
     alone = drawn(xyz[valid], mask[valid], views("ring", 3), 64, 64)
     np.testing.assert_array_equal(shown["depth"], alone["depth"])
-    np.testing.assert_array_equal(shown["pix"][:, valid], alone["pix"])
+    np.testing.assert_array_equal(shown["pixel"][:, valid], alone["pixel"])
     with pytest.raises(ValueError, match="no valid point"):
-        render.render_object(xyz, np.zeros(900, bool), mask, FRONT, 64, 64, 3)
+        render.render_object(xyz, np.zeros(900, bool), mask, FRONT, render.Look(64, 64, 3))
 
 
 def test_cameras_back_off_until_everything_is_inside(window):

@@ -11,12 +11,14 @@ import pytest
 from experiments.export import EMBEDDED, load_model
 from tests.data.earlier.make import batch
 
+NOW = {"pix": "pixel", "seen": "visible"}  # fields of a batch that had other names
 EARLIER = Path(__file__).parents[1] / "data" / "earlier"
 
 
 def scores_of(folder: Path) -> dict[str, np.ndarray]:
     method, params, stats, _ = load_model(folder)
-    found = jax.device_get(jax.jit(method.predict)(params, stats, batch()))
+    given = {NOW.get(name, name): value for name, value in batch().items()}
+    found = jax.device_get(jax.jit(method.predict)(params, stats, given))
     return {"object": found.object, "points": found.points}
 
 

@@ -31,6 +31,23 @@ def test_every_key_is_claimed_by_a_row(name):
     assert len(set(rows)) == len(rows) and all(any(k == row or k.startswith(row + ".") for k in known) for row in rows)
 
 
+def test_a_pretraining_of_an_earlier_version_goes_on(tmp_path):
+    """Its stages and their keys had other names."""
+    config = pretrain.get_config()
+    identity.claim_workdir(config, tmp_path)
+    (tmp_path / "sight" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "sight" / "checkpoints" / "state").write_text("trained")
+    path = tmp_path / "config.json"
+    there = json.loads(path.read_text())
+    there["sight"], there["words"] = there.pop("vision"), there.pop("contrastive")
+    path.write_text(json.dumps(there))
+    assert identity.differing(config, tmp_path) == []
+    identity.rename_stages(tmp_path)
+    assert (tmp_path / "vision" / "checkpoints" / "state").read_text() == "trained" and not (tmp_path / "sight").exists()
+    config.vision.steps += 1
+    assert "vision.steps" in identity.differing(config, tmp_path)[0]
+
+
 def test_features_are_keyed_by_what_they_are_computed_from():
     """Text by stage 1's outcome, tokens by the CLIP alone; neither by batch, mesh or what comes after them."""
     gsclip = tiny.method()

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from data_pipelines.records.objects import Recipe, make_object
 from data_pipelines.rendering import lettering
 from data_pipelines.rendering.cameras import views
-from data_pipelines.rendering.views import SplatRasteriser, render_object, shown_points
+from data_pipelines.rendering.views import Look, SplatRasteriser, render_object, shown_points
 from data_pipelines.scan import Scan
 from experiments import pictures, predict
 
@@ -40,7 +40,7 @@ def test_no_pixel_of_the_plate_has_a_score_that_no_point_of_it_has(scene):
         plate = (shown >= 0) & on_plate[shown]
         assert heat[plate].max(initial=0) <= 0.2 and heat[(shown >= 0) & ~plate].min(initial=1) >= 0.6
         assert (painted == (made["render"][view] < 250)).mean() > 0.99, "all of the object has scores, nothing else has"
-        by_seen, _ = pictures.spread(scores, made["pix"][view], made["seen"][view], 96)
+        by_seen, _ = pictures.spread(scores, made["pixel"][view], made["visible"][view], 96)
         worst = max(worst, by_seen[plate].max(initial=0))
     assert worst > 0.6, "this scene has points that would be painted on the plate's pixels"
 
@@ -49,7 +49,7 @@ def test_what_is_shown_is_what_was_rendered():
     """The points drawn again are those that the rendered view shows, gaps, empty points and all."""
     xyz = np.random.default_rng(0).uniform(-1, 1, (800, 3)).astype(np.float32)
     valid, cameras = np.arange(800) % 5 > 0, views("ring", 3, True)
-    made = render_object(xyz, valid, valid & (xyz[:, 0] > 0.5), cameras, 64, 64, 5.0, draw=SplatRasteriser())
+    made = render_object(xyz, valid, valid & (xyz[:, 0] > 0.5), cameras, Look(64, 64, 5.0), draw=SplatRasteriser())
     for view in range(3):
         shown = shown_points(xyz, valid, cameras, view, 64, 5.0)
         np.testing.assert_array_equal(shown >= 0, made["render"][view] < 250)
@@ -73,16 +73,16 @@ def test_pictures_that_came_with_the_data_leave_out_points_no_view_sees(nested):
     """Without cameras: such points hold the pixels of another one, and would be painted there."""
     made, inner = nested
     scores = np.where(inner, 0.9, 0.1).astype(np.float32)
-    assert pictures.shared(made["pix"], made["seen"])[inner].all()
+    assert pictures.shared(made["pixel"], made["visible"])[inner].all()
     for view in range(RECIPE.views):
         heat, painted = pictures.heat(scores, made, view)
         assert heat[painted].max() == np.float32(0.1) and painted.sum() > 0.95 * (made["render"][view] < 250).sum()
-    assert pictures.spread(scores, made["pix"][4], made["seen"][4], 96)[0].max() == np.float32(0.9)
+    assert pictures.spread(scores, made["pixel"][4], made["visible"][4], 96)[0].max() == np.float32(0.9)
 
 
 def test_pixels_far_from_any_point_are_not_painted():
-    pix, seen = np.array([[[5, 5]]]), np.ones((1, 1), bool)
-    fields = {"render": np.full((1, 40, 40), 255, np.uint8), "pix": pix, "seen": seen}
+    pixel, seen = np.array([[[5, 5]]]), np.ones((1, 1), bool)
+    fields = {"render": np.full((1, 40, 40), 255, np.uint8), "pixel": pixel, "visible": seen}
     fields["render"][0, 4:7, 4:7] = fields["render"][0, 30:33, 30:33] = 100
     heat, painted = pictures.heat(np.float32([0.5]), fields, 0)
     assert painted[4:7, 4:7].all() and not painted[30:].any() and heat[5, 5] == 0.5

@@ -21,8 +21,8 @@ from gsclip_jax.pretraining.views import (
     DOUBT,
     augment,
     cloud_batches,
-    rugged_patches,
-    rugged_views,
+    patch_roughness,
+    roughness_maps,
     twins,
     view_batches,
     visible_change,
@@ -60,7 +60,7 @@ def discs(count: int = 4, size: int = 32) -> dict:
         "render": render,
         "depth": render.copy(),
         "view_mask": mask,
-        "rugged": np.where(render < 255, np.where(mask, 200, 60), 255).astype(np.uint8),
+        "roughness": np.where(render < 255, np.where(mask, 200, 60), 255).astype(np.uint8),
         "category": [row["category"] for row in index],
         "defect": ["dent" if row % 2 else "good" for row in range(count)],
         "twin": twins(index),
@@ -170,7 +170,7 @@ def test_whitening_evens_out_the_variance_of_patches():
     assert raw.max() / raw.min() > 4 * variance.max() / variance.min()
 
 
-@pytest.mark.parametrize(("stage", "text_learns"), [("sight", False), ("words", True)])
+@pytest.mark.parametrize(("stage", "text_learns"), [("vision", False), ("contrastive", True)])
 def test_who_learns(stage, text_learns):
     method = ClipPretraining(CFG)
     loss = getattr(method, f"{stage}_loss")
@@ -186,7 +186,7 @@ def test_who_learns(stage, text_learns):
     assert (largest(grad["clip"]["text"]) > 0) == text_learns
 
 
-@pytest.mark.parametrize("stage", ["sight", "words"])
+@pytest.mark.parametrize("stage", ["vision", "contrastive"])
 def test_sound_solids_alone_say_nothing_of_defects(stage):
     views = pretrain._sound(discs())
     assert views["defect"] == ["good", "good"] and len(views["render"]) == 2
@@ -198,7 +198,7 @@ def test_sound_solids_alone_say_nothing_of_defects(stage):
     params, stats = method.init(jax.random.key(0))
     loss = jax.jit(jax.value_and_grad(lambda p, b: own(p, {}, stats, b, jax.random.key(0)), has_aux=True))
     (value, (_, terms)), grad = loss(params, batch)
-    assert set(terms) == {"rough" if stage == "sight" else "contrast"}
+    assert set(terms) == {"rough" if stage == "vision" else "contrast"}
     largest = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))  # noqa: E731
     assert largest(grad["clip"]["visual"]["blocks"]) > 0 and largest(grad["head"]["patch"]) == largest(grad["head"]["view"]) == 0
     labelled = {**batch, "render_mask": np.ones_like(batch["render_mask"]), "damaged": 1 - batch["damaged"]}
@@ -238,7 +238,7 @@ def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
 def test_an_interrupted_pretraining_continues(one_device, tmp_path):
     method = ClipPretraining(CFG)
     muon = Muon(cosine=True, warmup_steps=1, clip_norm=1.0, rate=5e-3, matrices=block_matrices)
-    stage = Stage("sight", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, loss=method.sight_loss, optimiser=muon)
+    stage = Stage("vision", {"clip": 1e-3, "head": 1e-3}, (), 1, 4, loss=method.vision_loss, optimiser=muon)
     start = lambda: method.init(jax.random.key(0))  # noqa: E731
 
     def train(folder, stop=None):
@@ -274,9 +274,9 @@ def test_roughness_by_hand():
     images[0, :, :8] = 100  # flat
     images[1, :, :8] = 100
     images[1, 4, 4] = 200  # a spot in the first patch of 8 x 8
-    rugged = np.zeros((2, 4, 2), np.float32)
-    rugged[1, 0] = 3.0, 5.0
-    values, real = (np.asarray(x) for x in roughness(images, rugged, 8))
+    roughness_of = np.zeros((2, 4, 2), np.float32)
+    roughness_of[1, 0] = 3.0, 5.0
+    values, real = (np.asarray(x) for x in roughness(images, roughness_of, 8))
     assert values.shape == (2, 4, ROUGHNESS) and real.tolist() == [[1, 0, 1, 0]] * 2
     np.testing.assert_allclose(values[0, [0, 2], 0], np.log(2e-3) + 4, atol=1e-3)  # nothing varies: only the floors are left
     np.testing.assert_allclose(values[0, [0, 2], 6:], 0, atol=1e-3)
@@ -285,21 +285,21 @@ def test_roughness_by_hand():
     np.testing.assert_allclose(beside, (own - values[1, 2, :6]) / 0.7, atol=1e-4)  # the other filled patch is the only neighbour
 
 
-def test_rugged_maps_show_the_surface_variation_of_their_points():
+def test_roughness_maps_show_the_surface_variation_of_their_points():
     """A plane is flat, a ball of random points is not, on the pixels where their points are seen."""
     rng = np.random.default_rng(0)
     flat = np.concatenate([rng.uniform(-1, 1, (200, 2)), np.zeros((200, 1))], 1)
     xyz = np.concatenate([flat, rng.standard_normal((200, 3)) * 0.2 + [4, 0, 0]]).astype(np.float32)
     near = cKDTree(xyz).query(xyz, 9)[1].astype(np.int32)
-    pix = np.stack([np.clip((xyz[:, 0] + 1) * 5, 0, 31), np.clip((xyz[:, 1] + 1) * 5, 0, 31)], -1).astype(np.int16)
+    pixel = np.stack([np.clip((xyz[:, 0] + 1) * 5, 0, 31), np.clip((xyz[:, 1] + 1) * 5, 0, 31)], -1).astype(np.int16)
     depth = np.full((1, 1, 32, 32), 255, np.uint8)
     depth[0, 0, :12] = 100
-    batch = {"xyz": xyz[None], "neighbours": near[None], "valid": np.ones((1, 400), bool), "pix": pix[None, None],
-             "seen": np.ones((1, 1, 400), bool), "depth": depth, "render": depth}  # fmt: skip
-    found = rugged_views(batch)[0, 0]
+    batch = {"xyz": xyz[None], "neighbours": near[None], "valid": np.ones((1, 400), bool), "pixel": pixel[None, None],
+             "visible": np.ones((1, 1, 400), bool), "depth": depth, "render": depth}  # fmt: skip
+    found = roughness_maps(batch)[0, 0]
     assert ((found == 255) == (depth[0, 0] == 255)).all()
     assert (found[2:8, 2:8] <= 1).all() and (found[2:8, 24:27] > 150).all()
-    cells = rugged_patches(found, 8)
+    cells = patch_roughness(found, 8)
     assert cells.shape == (16, 2) and cells.dtype == np.float32
     np.testing.assert_allclose(cells[0], np.log(1e-4) + 6, atol=0.1)
     np.testing.assert_allclose(cells[12:], [[6, np.log(1e-4) + 6]] * 4, atol=1e-3)  # background

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import run, sweep
+from experiments import command_line, sweep
 from experiments.build import ConfigError
 
 GRIDS = ["modules", "top_k", "prototypes", "views", "defect_tokens", "srm_tokens", "prototype_training", "losses", "zero_shot",
@@ -24,7 +24,7 @@ def test_every_grid_has_rows_that_differ_and_can_be_built(name):
     first = [row for row in rows if row.config.seed == 0]
     assert len(first) >= 2 and len({row.config.to_json_best_effort() for row in first}) == len(first)
     assert len({row.workdir for row in rows}) == len(rows)
-    assert {path.stem for path in (run.CONFIGS / "sweeps").glob("*.py")} == {*GRIDS, "__init__"}
+    assert {path.stem for path in (command_line.CONFIGS / "sweeps").glob("*.py")} == {*GRIDS, "__init__"}
 
 
 def test_the_modules_are_the_papers_six_rows():

@@ -123,7 +123,7 @@ def test_order_of_views_and_points_changes_nothing(batch, scored):
     moved = dict(batch)
     for name in ("render", "depth", "view_mask", "view_label"):
         moved[name] = batch[name][:, views]
-    for name in ("pix", "seen"):
+    for name in ("pixel", "visible"):
         moved[name] = batch[name][:, views][:, :, points]
     for name in ("xyz", "valid", "point_mask"):
         moved[name] = batch[name][:, points]

@@ -14,12 +14,12 @@ from tests.recorded import Recorded
 def random_scene(views=3, points=40, cells=6, size=24, seed=0):
     rng = np.random.default_rng(seed)
     maps = rng.random((2, views, cells, cells, 2)).astype(np.float32)
-    pix = rng.integers(0, size, (2, views, points, 2)).astype(np.int16)
-    pix[:, 0, :4] = [[0, 0], [size - 1, 0], [0, size - 1], [size - 1, size - 1]]
-    seen = rng.random((2, views, points)) < 0.5
-    seen[:, :, 5] = False
+    pixel = rng.integers(0, size, (2, views, points, 2)).astype(np.int16)
+    pixel[:, 0, :4] = [[0, 0], [size - 1, 0], [0, size - 1], [size - 1, size - 1]]
+    visible = rng.random((2, views, points)) < 0.5
+    visible[:, :, 5] = False
     valid = rng.random((2, points)) < 0.9
-    return maps, pix, seen, valid
+    return maps, pixel, visible, valid
 
 
 # ---------------------------------------------------------------- recorded arrays
@@ -66,51 +66,51 @@ def test_upsampling_by_hand():
 
 
 def test_patch_grid_equals_reading_the_upsampled_map():
-    maps, pix, seen, valid = random_scene()
-    small = lift(maps, pix, seen, valid, 24)
-    large = lift(upsample(maps, 24), pix, seen, valid, 24)
+    maps, pixel, visible, valid = random_scene()
+    small = lift(maps, pixel, visible, valid, 24)
+    large = lift(upsample(maps, 24), pixel, visible, valid, 24)
     np.testing.assert_allclose(small, large, atol=1e-6)
 
 
 def test_lifting_equals_a_loop():
-    maps, pix, seen, valid = random_scene()
+    maps, pixel, visible, valid = random_scene()
     large = np.asarray(upsample(maps, 24))
-    got = np.asarray(lift(maps, pix, seen, valid, 24))
+    got = np.asarray(lift(maps, pixel, visible, valid, 24))
     for b in range(2):
-        for m in range(pix.shape[2]):
-            values = [large[b, v, y, x] for v, (x, y) in enumerate(pix[b, :, m]) if seen[b, v, m] and valid[b, m]]
+        for m in range(pixel.shape[2]):
+            values = [large[b, v, y, x] for v, (x, y) in enumerate(pixel[b, :, m]) if visible[b, v, m] and valid[b, m]]
             np.testing.assert_allclose(got[b, m], np.mean(values, axis=0) if values else 0, atol=1e-6)
 
 
 def test_x_is_the_column():
     maps = np.zeros((1, 1, 4, 4), np.float32)
     maps[0, 0, 1, 3] = 1  # row 1, column 3
-    pix = np.array([[[[3, 1], [1, 3]]]], np.int16)
-    got = lift(maps, pix, np.ones((1, 1, 2), bool), np.ones((1, 2), bool), 4)
+    pixel = np.array([[[[3, 1], [1, 3]]]], np.int16)
+    got = lift(maps, pixel, np.ones((1, 1, 2), bool), np.ones((1, 2), bool), 4)
     assert np.asarray(got).tolist() == [[1, 0]]
 
 
 def test_single_channel_is_one_of_two():
-    maps, pix, seen, valid = random_scene()
-    both = lift(maps, pix, seen, valid, 24)
-    one = lift(maps[..., 1], pix, seen, valid, 24)
+    maps, pixel, visible, valid = random_scene()
+    both = lift(maps, pixel, visible, valid, 24)
+    one = lift(maps[..., 1], pixel, visible, valid, 24)
     assert one.shape == both.shape[:-1]
     np.testing.assert_allclose(one, both[..., 1], atol=1e-7)
 
 
 def test_probabilities_stay_probabilities():
-    maps, pix, seen, valid = random_scene()
+    maps, pixel, visible, valid = random_scene()
     maps = np.stack([maps[..., 0], 1 - maps[..., 0]], axis=-1)
-    got = np.asarray(lift(maps, pix, seen, valid, 24)).sum(-1)
-    reached = (seen.any(1)) & valid
+    got = np.asarray(lift(maps, pixel, visible, valid, 24)).sum(-1)
+    reached = (visible.any(1)) & valid
     np.testing.assert_allclose(got, reached, atol=1e-6)
 
 
 def test_gradient_of_lifting_goes_to_seen_cells_only():
     maps = jnp.zeros((1, 2, 4, 4))
-    pix = np.array([[[[0, 0], [3, 3]], [[1, 0], [2, 2]]]], np.int16)
-    seen = np.array([[[True, False], [True, True]]])
-    slope = np.asarray(jax.grad(lambda m: lift(m, pix, seen, np.ones((1, 2), bool), 4).sum())(maps))[0]
+    pixel = np.array([[[[0, 0], [3, 3]], [[1, 0], [2, 2]]]], np.int16)
+    visible = np.array([[[True, False], [True, True]]])
+    slope = np.asarray(jax.grad(lambda m: lift(m, pixel, visible, np.ones((1, 2), bool), 4).sum())(maps))[0]
     wanted = np.zeros((2, 4, 4))
     wanted[0, 0, 0] = wanted[1, 0, 1] = 0.5
     wanted[1, 2, 2] = 1
@@ -119,9 +119,9 @@ def test_gradient_of_lifting_goes_to_seen_cells_only():
 
 def test_reading_outside_the_square_is_clamped():
     maps = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4, 1)
-    pix = np.array([[[[-2, -2], [9, 9]]]], np.int16)
-    assert np.asarray(read_pixels(maps, pix, 4)).ravel().tolist() == [0, 15]
-    assert np.asarray(read_pixels(maps, pix, 8)).ravel().tolist() == [0, 15]
+    pixel = np.array([[[[-2, -2], [9, 9]]]], np.int16)
+    assert np.asarray(read_pixels(maps, pixel, 4)).ravel().tolist() == [0, 15]
+    assert np.asarray(read_pixels(maps, pixel, 8)).ravel().tolist() == [0, 15]
 
 
 # ---------------------------------------------------------------- smoothing on the grid

@@ -182,8 +182,8 @@ def test_what_we_do_instead_is_checked(part, monkeypatch):
 
     right = render.fill_unseen
 
-    def shifted(points, pix, seen):
-        return right(points[:, ::-1] * [1, 5, 1], pix, seen)
+    def shifted(points, pixel, seen):
+        return right(points[:, ::-1] * [1, 5, 1], pixel, seen)
 
     monkeypatch.setattr(render, "fill_unseen", shifted)
     rows = {row.name: row for row in check(Recording(part("p")), ["p"])}

@@ -114,7 +114,7 @@ def test_modules_name_their_products(made):
     assert_exact(with_gradients(lambda net_params: net(net_params, stats["pointnet2"], batch["cloud"])[0]), params["pointnet2"])
     assert_exact(merge_lora, params["clip"]["visual"]["blocks"], params["lora"])
     assert_exact(with_gradients(lambda maps: upsample(maps, 32)), jnp.ones((2, 4, 4, 2)))
-    assert_exact(lambda maps: lift(maps, batch["pix"], batch["seen"], batch["valid"], 32), jnp.ones((4, 3, 4, 4, 2)))
+    assert_exact(lambda maps: lift(maps, batch["pixel"], batch["visible"], batch["valid"], 32), jnp.ones((4, 3, 4, 4, 2)))
     assert_exact(smooth_grid, jnp.ones((2, 64)))
 
 

@@ -1,4 +1,4 @@
-"""The yardstick: its eigenvalues against numpy's, and what it says of a plane with a bump."""
+"""The training-free baseline: its eigenvalues against numpy's, and what it says of a plane with a bump."""
 
 import jax
 import numpy as np

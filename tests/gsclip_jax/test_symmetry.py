@@ -105,7 +105,7 @@ def test_padding_changes_nothing_and_gets_nothing():
     assert np.isfinite(np.stack(run(xyz, np.zeros(COUNT, bool)))).all()  # nothing there at all
 
 
-def test_the_yardstick_scores_a_bump_highest():
+def test_the_baseline_scores_a_bump_highest():
     xyz, mask = ellipsoid(COUNT, 5, bump=True)
     valid = np.ones((1, COUNT + 20), bool)
     valid[:, COUNT:] = False

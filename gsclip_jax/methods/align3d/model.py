@@ -168,7 +168,7 @@ class Align3d(MethodBase):
         m, size = self.cfg.model, batch["render"].shape[2]
         cells = {name: one.cells[..., 1] for name, one in found.items()}
         at_points, at_object = self.mixed(cells, m.point_weight), self.mixed(cells, m.image_weight)
-        where = batch["pix"], batch["seen"], batch["valid"], size
+        where = batch["pixel"], batch["visible"], batch["valid"], size
         points = self.smoothed(lift(at_points, *where), batch, m.second_blur in ("points", "both"))
         whole = self.smoothed(lift(at_object, *where), batch, m.second_blur in ("object", "both"))
         probability = self.mixed({name: views.view_probability(one) for name, one in found.items()}, m.image_weight)

@@ -38,7 +38,7 @@ class Switches:
     round_deep_prompts: bool = False  # released: to float16
     dice_per_row: bool = False  # released, one object a batch
     dice_padding: bool = False  # released: empty cells count in the point Dice, with probability 0 of either class
-    normalise_fused: bool = True  # released: the fused features meet the text as they are
+    normalise_fused: bool = True  # released: the fused features are compared with the text as they are
     smooth_storage: bool = False  # released: Gaussian over the storage order also of unorganised scans
     score_padding: bool = False  # released: empty cells keep what the smoothing spills into them, and the maximum counts it
 

@@ -124,7 +124,7 @@ def supervised(found: Evidence, batch: Arrays, *, mixed: bool = False, everythin
     """
     size, valid = batch["view_mask"].shape[-1], batch["valid"]
     rows = round(valid.shape[1] ** 0.5) if per_row and valid.shape[0] == 1 else None
-    point_maps = lift(found.cells, batch["pix"], batch["seen"], valid, size)
+    point_maps = lift(found.cells, batch["pixel"], batch["visible"], valid, size)
     terms = classification(found.view_logits, batch["view_label"], batch["label"], mixed=mixed, per_object=everything)
     return terms | segmentation(
         upsample(found.cells, size), batch["view_mask"], point_maps, batch["point_mask"], None if padding else valid, rows=rows,

@@ -140,7 +140,7 @@ class GsClip(MethodBase):
         return params["clip"]["visual"]
 
     def fused_tokens(self, params: Params, render: jax.Array, depth: jax.Array) -> jax.Array:
-        """Tokens [B,V,1+P,E] that meet the text in stage 2, normalised: G_i first, then L_i."""
+        """Tokens [B,V,1+P,E] that are compared with the text in stage 2, normalised: G_i first, then L_i."""
         streams = self.cfg.model.streams
         return normalise(self.fuse(params, render, depth)) if streams == "both" else render if streams == "render" else depth
 

@@ -1,4 +1,4 @@
-"""The surface stream: every scored point's neighbourhood as a token that meets the CLIP's sentences, beside the views' patches.
+"""The surface stream: every scored point's neighbourhood as a token that is compared with the CLIP's sentences.
 
 Ours, not the paper's (docs/fidelity.md): nine views of a few hundred pixels show a crack as a pixel or two, the cloud holds
 dozens of points of it. A neighbourhood is described at four sizes, next to its surroundings and to the whole object, and by how

@@ -1,4 +1,4 @@
-"""How far a body is from looking the same after the turns and reflections that suit it best: its own reference.
+"""How far each point of a body is out of place under the body's own symmetries, found by iterative closest point.
 
 Ours, not the paper's (docs/fidelity.md): nobody has seen the sound object, but most things are made symmetric, and a defect
 seldom comes twice. What the body's nearest symmetries map elsewhere than onto its surface is out of place, wherever it lies; of a
@@ -19,7 +19,7 @@ KEPT = 4  # symmetries, the best first
 ORDERS = (2, 3, 4, 5, 6)  # of the turns that are tried about each principal axis
 PLANES = 12  # reflections that are tried through each principal axis
 APART = 20.0  # degrees between two that are kept
-REFERENCE, COARSE, FINE = 4096, 256, 1024  # points: that are met, that choose among the candidates, that refine
+REFERENCE, COARSE, FINE = 4096, 256, 1024  # points: of the reference, that choose among the candidates, that refine
 ROUNDS = 8  # of refinement
 TRIMMED = 0.8  # share of the points that refine: what is out of place has no say
 BESIDE = 0.05  # share of the squared distance within the tangent plane, which is mere sampling, that counts
@@ -30,8 +30,8 @@ _BLOCK = 64
 def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What is left between a body and its images under its KEPT nearest symmetries, best first.
 
-    Candidates are turns and reflections about the principal axes of the points; the best few, all different, are brought to rest
-    on the surface (point to plane, the worst fifth left out).
+    Candidates are turns and reflections about the principal axes of the points; the best few, all different, are refined by
+    iterative closest point (point to plane, the worst fifth left out).
 
     Args:
       xyz: float32 [M,3] of one object, finite, in an order as if drawn at random.
@@ -51,7 +51,7 @@ def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax
     surface, planes, there = xyz[order], normals[order], valid[order]
     surface = jnp.where(there[:, None], surface, 1e3)
 
-    def meet(points):
+    def to_surface(points):
         """Image points [Q,3] -> distance, nearest reference, signed distance from its plane."""
         near = nearest(points, surface)
         gap = points - surface[near]
@@ -59,34 +59,35 @@ def residuals(xyz: jax.Array, normals: jax.Array, valid: jax.Array) -> tuple[jax
         return jnp.sqrt(jnp.square(above) + BESIDE * jnp.square(gap).sum(-1)), near, above
 
     def cost(turn):
-        return (jnp.minimum(meet(_apply(turn, xyz[order[:COARSE]]))[0], FAR) * there[:COARSE]).sum()
+        return (jnp.minimum(to_surface(_apply(turn, xyz[order[:COARSE]]))[0], FAR) * there[:COARSE]).sum()
 
     def refine(turn):
+        """Iterative closest point: the turn and shift [3] that bring the image nearest to the surface."""
         points, counted = xyz[order[:FINE]], there[:FINE]
 
-        def nearer(_, state):
+        def icp_step(_, state):
             turn, shift = state
             image = _apply(turn, points) + shift
-            far, near, above = meet(image)
+            far, near, above = to_surface(image)
             use = counted & (far <= jnp.nanquantile(jnp.where(counted, far, jnp.nan), TRIMMED))
             lever = jnp.concatenate([jnp.cross(image, planes[near]), planes[near]], 1) * use[:, None]  # [Q,6]
             normal = jnp.matmul(lever.T, lever, precision=EXACT) + 1e-5 * len(points) * jnp.eye(6)
             step = -jnp.linalg.solve(normal, jnp.matmul(lever.T, above * use, precision=EXACT))
-            little = _turn(step[:3])
-            return jnp.matmul(little, turn, precision=EXACT), jnp.matmul(little, shift, precision=EXACT) + step[3:]
+            step_turn = _turn(step[:3])
+            return jnp.matmul(step_turn, turn, precision=EXACT), jnp.matmul(step_turn, shift, precision=EXACT) + step[3:]
 
-        return jax.lax.fori_loop(0, ROUNDS, nearer, (turn, jnp.zeros(3)))
+        return jax.lax.fori_loop(0, ROUNDS, icp_step, (turn, jnp.zeros(3)))
 
     candidates = _candidates(xyz)
     best = _different(candidates, jax.lax.map(cost, candidates))
     turns, shifts = jax.lax.map(refine, candidates[best])
 
-    def rest(both):
+    def residual(both):
         turn, shift = both
-        off, near, _ = meet(_apply(turn, xyz) + shift)
+        off, near, _ = to_surface(_apply(turn, xyz) + shift)
         return off * kept[:, 0], (1 - jnp.abs((_apply(turn, normals) * planes[near]).sum(-1))) * kept[:, 0]
 
-    off, turned = jax.lax.map(rest, (turns, shifts))
+    off, turned = jax.lax.map(residual, (turns, shifts))
     by_quality = jnp.argsort(jnp.nanmedian(jnp.where(valid, off, jnp.nan), axis=1))
     return off[by_quality], turned[by_quality]
 
