@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.scan import DataError
 from gsclip_jax.methods.align3d import Align3d, Config, aligner
 from gsclip_jax.methods.align3d.config import SCRIPTS, Model, Stage1, Stage2, resolved
 from gsclip_jax.methods.pointad import Config as PointAdConfig
@@ -223,7 +224,7 @@ def test_without_coloured_views_training_stops_and_prediction_does_not():
     of = method()
     start, stats = params(of)
     grey = tiny.batch(2)
-    with pytest.raises(ConfigError, match="Align3D-AD needs coloured renderings of the auxiliary category; real3d has no colour: "
+    with pytest.raises(DataError, match="Align3D-AD needs coloured renderings of the auxiliary category; real3d has no colour: "
                                           "train on mvtec3d or eyecandies, or use gsclip or pointad"):  # fmt: skip
         of.stages[0].features(start, stats, grey)
     scores = of.predict(start, stats, grey)

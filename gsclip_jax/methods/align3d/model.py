@@ -16,6 +16,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.scan import no_colour
 from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats
 from gsclip_jax.methods.align3d import aligner
 from gsclip_jax.methods.align3d.config import Config
@@ -28,7 +29,6 @@ from gsclip_jax.models.layers import normalise
 from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.smoothing import Smoothing, smooth
 from gsclip_jax.models.views import Evidence
-from gsclip_jax.parts import ConfigError
 
 ALIGNED, RENDER = "rgb_prompts", "prompts"  # the learners, and so the branches
 GROUPS = {"both": (ALIGNED, RENDER), "aligned": (ALIGNED,), "render": (RENDER,)}
@@ -78,13 +78,10 @@ class Align3d(MethodBase):
         them, and the V-V path's class token [B,V,E].
 
         Raises:
-          ConfigError: no coloured views.
+          DataError: no coloured views.
         """
         if "rgb_render" not in batch:
-            raise ConfigError(
-                f"Align3D-AD needs coloured renderings of the auxiliary category; {self.data_set or 'this data set'} has no "
-                "colour: train on mvtec3d or eyecandies, or use gsclip or pointad"
-            )
+            raise no_colour(self.data_set or "this data set", "Align3D-AD", "use gsclip or pointad")
         found = {}
         for name in ("render", "rgb_render"):
             encoded = views.encode_vv(self.clip, params["clip"], views.images(self.clip, batch[name]))
