@@ -38,6 +38,8 @@ def test_an_absent_key_takes_its_default(tmp_path):
     changed = [about["config"]["model"].pop(key) for key in ("smooth_sigma", "n_deep")]
     assert changed == [4.0, 4]  # the defaults
     path.write_text(json.dumps(about))
+    model = load_model(tmp_path / "model")[0].cfg.model
+    assert [model.smooth_sigma, model.n_deep] == changed
     with np.load(EARLIER / "scores.npz") as recorded:
         np.testing.assert_allclose(scores_of(tmp_path / "model")["points"], recorded["pointad_points"], rtol=0, atol=1e-6)
     about["config"]["model"]["smooth_width"] = 3.0
