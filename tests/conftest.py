@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
 
+from gsclip_jax.methods import METHODS  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 4)
+
+# A run in the background of a shell begins with Ctrl-C ignored, and hands that on to what it starts: tests send it on purpose.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -34,6 +41,15 @@ def _shared(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {name} folder beside the project ({folder})")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    """What a test registers ends with it."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def pad_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """The batch with its rows repeated in turn, marked real = False, until it divides among the devices of `data`."""
+    """The batch with its rows repeated in turn, marked real = False, until it divides among the devices of `data`.
+
+    Raises:
+      ValueError: it has no `real` that could say so (a pretraining's).
+    """
     rows, local = len(next(iter(batch.values()))), _local_places(mesh)
     if not rows % local:
         return batch
+    if "real" not in batch:
+        raise ValueError(f"a batch of {rows} rows does not divide among {local} data devices; set the batch size to a multiple")
     take = np.arange(rows + -rows % local) % rows
     padded = {name: np.asarray(value)[take] for name, value in batch.items()}
     return padded | {"real": padded["real"] & (np.arange(len(take)) < rows)}

@@ -68,7 +68,8 @@ def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_e
 
     def step(state: State, frozen: Params, batch: dict[str, jax.Array], key: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        batch = {name: value[: stage.batch_size] for name, value in batch.items()}
+        if "real" in batch:
+            batch = {name: value[: stage.batch_size] for name, value in batch.items()}
         grad_of = jax.value_and_grad(stage.loss, argnums=0, has_aux=True)
         when = {"epoch": state.step // steps_per_epoch} if stage.by_epoch else {}
         (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key, **when)
