@@ -212,7 +212,7 @@ def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
     steps = {}
     # Everything else takes Adam with Nesterov's momentum, as optax has it beside Muon.
     for name, optimiser in (("muon", muon.build({"clip": 1e-3, "head": 1e-3}, 10)), ("adam", optax.nadam(1e-3, 0.9, 0.98))):
-        steps[name] = optimiser.update(grads, optimiser.init(params), params)[0]
+        steps[name] = jax.jit(optimiser.update)(grads, optimiser.init(params), params)[0]
     moved = 0
     for (path, muon), adam in zip(
         jax.tree_util.tree_leaves_with_path(steps["muon"]), jax.tree.leaves(steps["adam"]), strict=True

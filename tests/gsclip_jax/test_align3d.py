@@ -134,7 +134,7 @@ def test_the_step_compiles_once_and_the_switch_falls_on_its_epoch(mesh, name, te
     assert len(traced) == 1 and seen == [False] * 4 + [True] * 2
 
 
-@pytest.mark.parametrize("stopped", [3, 4, 5], ids=["before", "at", "after"])
+@pytest.mark.parametrize("stopped", [3, pytest.param(4, marks=pytest.mark.slow), 5], ids=["before", "at", "after"])
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_run_ends_where_an_undisturbed_one_does(mesh, tmp_path, name, stopped):
     """Killed on each side of the switch, which is after step 4: the same weights to the last bit."""

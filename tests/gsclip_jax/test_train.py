@@ -162,7 +162,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(one_device, tmp_path):
 
 
 @pytest.mark.parametrize("stage, data, model, objects", [
-    (0, 4, 1, 3), (1, 2, 2, 1),
+    (0, 4, 1, 3), pytest.param(1, 2, 2, 1, marks=pytest.mark.slow),
 ])
 def test_any_batch_on_any_devices_trains_the_same(one_device, stage, data, model, objects):
     """Batches that do not divide, or are fewer than the devices: what fills them up takes no part, statistics included."""
