@@ -1,4 +1,4 @@
-"""The zero-shot benchmark: eight methods on unseen categories at three difficulties, and on real shapes.
+"""The zero-shot benchmark: every method on unseen categories at three difficulties, and on real shapes.
 
     python benchmarks/zero_shot.py [--workdir runs/zero-shot] [--difficulties easy,middle,hard] [--seeds 0,1,2]
         [--real ../shared/data/real3d_ad] [--jobs 1] [--report] [--out benchmarks/zero_shot.md]
