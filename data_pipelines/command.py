@@ -45,9 +45,12 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
     Args:
       in_options: says a message in the options of the command.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # ignored in a shell's background; None: somebody else's, not of Python
+            signal.signal(number, _stop)
     try:
-        return work() or 0
+        return _work_or_stop(work)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where this one was", file=sys.stderr)
         return 130
@@ -57,10 +60,34 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
             raise
         print(plain(f"error: {' '.join(in_options(line).split())}"), file=sys.stderr)
         return 1
+    finally:
+        _asked.clear()
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
-def _stop(*_):
+_asked: list[int] = []  # signals that asked to stop
+
+
+def _stop(number, _):
+    _asked.append(number)
     raise KeyboardInterrupt
+
+
+def stopping() -> bool:
+    """Whether a signal asked the command to stop. The exception is lost where it meets a callback of JAX: long work asks."""
+    return bool(_asked)
+
+
+def _work_or_stop(work: Callable[[], int | None]) -> int:
+    """Raises KeyboardInterrupt also for what a signal broke on the way, as it reaches the processes that were started, too."""
+    try:
+        return work() or 0
+    except Exception as error:
+        if stopping():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _line(error: Exception) -> str | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.command import command, guarded
+from data_pipelines.command import command, guarded, stopping
 from gsclip_jax.runtime.names import one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
@@ -65,10 +65,14 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None, rasterise
     scans = list({os.path.abspath(path): path for path in scans}.values())
     try:
         for failure in _scored(scans, outputs, workdir, rasteriser):
+            if stopping():
+                raise KeyboardInterrupt
             if failure:
                 failures.append(failure)
                 print(f"error: {one_line(failure)}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not stopping():
+            raise
         raise KeyboardInterrupt(f"stopped: {outputs.done} of {len(scans)} scans are scored, in {one_line(str(out))}") from None
     return failures
 

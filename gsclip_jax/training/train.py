@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data_pipelines.command import stopping
 from data_pipelines.progress import Progress
 from gsclip_jax.method import Params, Stage, Stats
 from gsclip_jax.runtime.metric_writer import MetricWriter
@@ -135,6 +136,8 @@ def fit(
             watch = Watch(stage.name, first, writer, Progress(stage.name, steps), run.log_every, steps)
             saved = time.monotonic()
             for number in range(first + 1, steps + 1):
+                if stopping():
+                    raise KeyboardInterrupt
                 state, metrics = step(state, frozen, put_batch(next(coming), run.mesh), key)
                 watch.add(number, metrics)
                 if time.monotonic() - saved > run.save_every_s and number < steps:
