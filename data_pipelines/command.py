@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 LONGEST = 4000  # characters of a message: names come out of files and may have any length
@@ -50,7 +51,8 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
         if handler not in (signal.SIG_IGN, None):  # ignored in a shell's background; None: somebody else's, not of Python
             signal.signal(number, _stop)
     try:
-        return _work_or_stop(work)
+        with interruptible():
+            return work() or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where this one was", file=sys.stderr)
         return 130
@@ -80,10 +82,11 @@ def stopping() -> bool:
     return bool(_asked)
 
 
-def _work_or_stop(work: Callable[[], int | None]) -> int:
-    """Raises KeyboardInterrupt also for what a signal broke on the way, as it reaches the processes that were started, too."""
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raises KeyboardInterrupt also for what a signal broke inside, as it reaches the processes that were started, too."""
     try:
-        return work() or 0
+        yield
     except Exception as error:
         if stopping():
             raise KeyboardInterrupt from error

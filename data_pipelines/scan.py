@@ -14,6 +14,10 @@ class DataError(ValueError):
     """Bad input, in one line for the user: what is wrong, in which file, what to do."""
 
 
+class NoColour(DataError):
+    """Coloured views of scans that have no colour."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One scan on disk. `id` is unique within category and split; `defect` is 'good' or the kind of defect."""
@@ -79,15 +83,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def no_colour(data_set: str, who: str = "config.data.rgb_render", instead: str = "leave it out") -> DataError:
+def no_colour(data_set: str, who: str = "config.data.rgb_render", instead: str = "leave it out") -> NoColour:
     """The error for coloured views of a data set without colour.
 
     Args:
       who: what needs them: a method's name, or the key that asks for them.
       instead: what else can be done than training on a data set that has colour.
     """
-    return DataError(f"{who} needs coloured renderings of the auxiliary category; {data_set} has no colour: train on mvtec3d or "
-                     f"eyecandies, or {instead}")
+    return NoColour(f"{who} needs coloured renderings of the auxiliary category; {data_set} has no colour: train on mvtec3d or "
+                    f"eyecandies, or {instead}")
 
 
 def no_defective(category: str, where: str | Path) -> DataError:

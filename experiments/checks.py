@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
-from data_pipelines.scan import DataError, did_you_mean, no_colour
+from data_pipelines.scan import DataError, NoColour, no_colour
 from experiments import build, data, evaluations, identity, protocol, scans
 from experiments.compared import compared_with
 from experiments.export import is_trained
@@ -26,7 +26,7 @@ from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
 from gsclip_jax.methods import METHODS, entry_of
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
-from gsclip_jax.parts import ConfigError
+from gsclip_jax.parts import ConfigError, check_known
 from gsclip_jax.runtime.sharding import make_mesh
 from gsclip_jax.training.train import partition
 
@@ -93,7 +93,7 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     if config.task == "eval" and trains:
         raise ConfigError(f"{workdir} holds no trained model; run stage2.py with this --workdir first")
     values = identity.flat(config)
-    if devices:
+    if devices:  # refuses axes that do not use all of them
         make_mesh(config.mesh.data, config.mesh.model)
     tests = config.task != "stage1"
     kept = ("data", "target", "cache", "eval.rgb", "method", "preset")
@@ -110,8 +110,8 @@ def check_values(config: ConfigDict) -> None:
     """Raises ConfigError for a number out of its range or an unknown name, with the key."""
     values = identity.flat(config)
     for key, known in CHOICES.items():
-        if key in values and values[key] not in known:
-            raise ConfigError(f"config.{key} {values[key]!r}{did_you_mean(str(values[key]), known)} Known: {', '.join(known)}")
+        if key in values:
+            check_known(key, values[key], known)
     for key, (low, high) in RANGES.items():
         value = values.get(key, low)
         if not isinstance(value, int | float) or not low <= value <= high:
@@ -129,9 +129,7 @@ def _data(config: ConfigDict, workdir: Path, trains: bool, tests: bool) -> dict[
         here = config
         if not trains and is_trained(config, workdir) and not scans.has_records(config):
             here = scans.without_training(config)
-        if trains:
-            _coloured_views(here)
-        found = _scans(here)
+        found = _scans_to_train(here) if trains else _scans(here)
         counts["train"] = found.get(config.data.train_category, 0)
         if trains and not config.data.train_category:
             raise ConfigError("config.data.train_category is empty; name the category to train on")
@@ -165,25 +163,22 @@ def _scans(config: ConfigDict) -> dict[str, int]:
     return found
 
 
-def _coloured_views(config: ConfigDict) -> None:
-    """Where a method trains on coloured views, the data set has to have colour.
+def _scans_to_train(config: ConfigDict) -> dict[str, int]:
+    """`_scans`; for a method that trains on coloured views, saying so where the data set has none.
 
     Raises:
-      ConfigError: they are switched off. DataError: it has none.
+      ConfigError: they are switched off. DataError: there is no colour.
     """
     if "rgb_render" not in entry_of(config.method).fields:
-        return
+        return _scans(config)
     name = TITLES.get(config.method, config.method)
     if not config.data.rgb_render:
         raise ConfigError(f"{name} trains on coloured renderings; set config.data.rgb_render=True")
-    if data.is_embedded(config):
-        return
-    changed = config.copy_and_resolve_references()
-    changed.data.rgb_render = False
-    plan = scans.plan_records(changed)
-    if any(plan.reader.colour(sample) is None for sample in plan.samples):
+    try:
+        return _scans(config)
+    except NoColour:
         others = [method for method, row in METHODS.items() if row.trains and "rgb_render" not in row.fields]
-        raise no_colour(config.data.name, name, f"use {' or '.join(others)}")
+        raise no_colour(config.data.name, name, f"use {' or '.join(others)}") from None
 
 
 def _colour(config: ConfigDict, other: ConfigDict) -> None:

@@ -194,8 +194,8 @@ def shares_statistics(config: ConfigDict) -> bool:
 def batch_size(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """Objects scored together: as configured, filled up to what the devices share evenly. Where the objects of a batch share
     their statistics, as in the released code, they stay those of the configured batch."""
-    together = 1 if shares_statistics(config) else mesh.shape["data"]
-    return -(-config.eval.batch_size // together) * together
+    size, devices = config.eval.batch_size, mesh.shape["data"]
+    return size if shares_statistics(config) else size + -size % devices
 
 
 def index_rows(records: RecordSet, categories: list[str]) -> list[dict]:

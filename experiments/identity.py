@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.files import write_json
+from data_pipelines.records.objects import BEFORE
 from experiments.configs.common import preset, with_method
 from gsclip_jax.convert.store import is_stored
 from gsclip_jax.parts import ConfigError
@@ -169,13 +170,15 @@ def differing(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 def _defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of a run's preset and method: what keys were that came into being after it."""
+    """What the keys were that came into being after a run: the defaults of its preset and method, of how it was drawn what stands
+    for no key at all."""
     if values.get("task") == "pretrain" or not {"preset", "method"} <= values.keys():
         return {}
     try:
-        return flat(with_method(preset(values["preset"]), values["method"]))
+        found = flat(with_method(preset(values["preset"]), values["method"]))
     except ValueError:  # a preset or method that is no more: what differs is named
         return {}
+    return found | {f"data.{key}": value for key, value in BEFORE.items()}
 
 
 def check_claim(config: ConfigDict, workdir: Path) -> None:

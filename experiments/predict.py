@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.command import command, guarded, stopping
+from data_pipelines.command import command, guarded, interruptible, stopping
+from data_pipelines.rendering.projection import RASTERISERS
 from gsclip_jax.runtime.names import one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", type=Path, metavar="RUN", help="a work directory of experiments.run (default: embedded model)"
     )
-    parser.add_argument("--rasteriser", choices=("open3d", "numpy"), help="what draws the views (default: what drew the model's)")
+    parser.add_argument("--rasteriser", choices=RASTERISERS, help="what draws the views (default: what drew the model's)")
 
     def work() -> int:
         args = parser.parse_args(arguments)
@@ -64,15 +65,14 @@ def predict(scans: list[Path], out: Path, workdir: Path | None = None, rasterise
     outputs, failures = Outputs(out, scans), []
     scans = list({os.path.abspath(path): path for path in scans}.values())
     try:
-        for failure in _scored(scans, outputs, workdir, rasteriser):
-            if stopping():
-                raise KeyboardInterrupt
-            if failure:
-                failures.append(failure)
-                print(f"error: {one_line(failure)}", file=sys.stderr)
-    except (KeyboardInterrupt, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not stopping():
-            raise
+        with interruptible():
+            for failure in _scored(scans, outputs, workdir, rasteriser):
+                if stopping():
+                    raise KeyboardInterrupt
+                if failure:
+                    failures.append(failure)
+                    print(f"error: {one_line(failure)}", file=sys.stderr)
+    except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: {outputs.done} of {len(scans)} scans are scored, in {one_line(str(out))}") from None
     return failures
 

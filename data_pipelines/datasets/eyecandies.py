@@ -26,7 +26,6 @@ SIDE, FOCAL = 512, 711.11  # pixels; one camera for all
 SPLITS = {"test": "test_public", "train": "train", "validation": "val", "val": "val"}
 DEFECTS = ("bumps", "dents", "colors", "normals")
 DEPTH = "_depth.png"
-DAMAGED = "damaged"
 MOST_BYTES = 10_000  # of the small text files
 INFO, META = (("_info_depth.yaml", "_info_depth.yml"), ("_metadata.yaml", "_metadata.yml"))
 ITEM = re.compile(r"(.+?)_(?:pose|image_\d|info_depth|(?:bumps_|dents_|colors_|normals_)?mask|metadata)\.\w+", re.IGNORECASE)
@@ -82,14 +81,14 @@ class Eyecandies:
                                   tuple(map(str, beside))))
         return samples
 
-    @staticmethod
-    def _defect(data: Partners, name: str) -> str:
+    def _defect(self, data: Partners, name: str) -> str:
         """'good', or the kinds of defect whose masks are not empty, joined by '+'."""
         mask, meta = data.find(name, "_mask.png"), data.find(name, *META)
-        marked = _marked(mask)
-        if marked is DAMAGED:
+        try:
+            marked = read_flags(mask).any() if mask.is_file() else None
+        except DataError:
             if not meta.is_file() or not _number(_yaml(meta), meta, "anomalous"):
-                read_flags(mask)  # raises: what the scan is stands nowhere else
+                raise  # what the scan is stands nowhere else
             return "defect"  # `load` refuses the scan, which --skip-bad then leaves out
         defective = bool(_number(_yaml(meta), meta, "anomalous")) if meta.is_file() else marked
         if defective is None:
@@ -100,7 +99,15 @@ class Eyecandies:
         if not defective:
             return "good"
         masks = {kind: data.find(name, f"_{kind}_mask.png") for kind in DEFECTS}
-        return "+".join(kind for kind, path in masks.items() if _marked(path) is True) or "defect"
+        return "+".join(kind for kind, path in masks.items() if self._marks(path)) or "defect"
+
+    def _marks(self, mask: Path) -> bool:
+        """Whether the mask of a kind marks anything. It only names the defect: one that is no picture is left out, saying so."""
+        try:
+            return mask.is_file() and bool(read_flags(mask).any())
+        except DataError:
+            self.listing.leave(mask, "masks of one kind of defect that cannot be read")
+            return False
 
     def colour(self, sample: Sample) -> Path:
         """The photograph, in the light of the option `image`."""
@@ -159,14 +166,6 @@ def above_conveyor(world: np.ndarray, path: str | Path = "scan") -> np.ndarray:
     y = cosine * apart[:, 1] - sine * apart[:, 2]
     z = sine * apart[:, 1] + cosine * apart[:, 2]
     return (y <= ABOVE) & (z <= FAR) & (np.abs(apart[:, 0]) <= ASIDE)
-
-
-def _marked(mask: Path) -> bool | str | None:
-    """Whether a mask marks anything; None where there is none, DAMAGED where it is no picture."""
-    try:
-        return bool(read_flags(mask).any()) if mask.is_file() else None
-    except DataError:
-        return DAMAGED
 
 
 def _yaml(path: Path) -> dict:

@@ -25,7 +25,8 @@ from data_pipelines.datasets.colours import coloured
 from data_pipelines.datasets.listing import Reader
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering.cameras import Cameras, views
-from data_pipelines.rendering.views import RASTERISERS, SEEN, ZOOM, Look, Rasteriser, rasteriser, render_object
+from data_pipelines.rendering.projection import RASTERISERS
+from data_pipelines.rendering.views import SEEN, ZOOM, Look, Rasteriser, rasteriser, render_object
 from data_pipelines.scan import DataError, Sample, Scan, did_you_mean
 
 BESIDE = ("source", "frame", "note")  # of a made object: not fields of a batch

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+RASTERISERS = ("open3d", "numpy")  # what can draw
 GREY = 0.7  # of the material
 TAN = np.tan(np.deg2rad(30))  # half the vertical field of view of Open3D's default camera
 ZOOM = 0.7  # and its default zoom

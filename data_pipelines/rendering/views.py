@@ -31,7 +31,6 @@ from data_pipelines.rendering.projection import GREY, TAN, ZOOM, Camera, Shot, f
 from data_pipelines.scan import DataError
 
 SEEN = ("front", "surface")
-RASTERISERS = ("open3d", "numpy")
 FLAT, BROKEN = 1e-3, 0.1  # surface variation that is not darkened at all by `cavity`, and fully
 RELIEF = 0.04  # height, in shares of the object's largest side, that spans half the greys of relief
 FINE, COARSE = 0.006, 0.04  # relief is what lies between these two blurs, in shares of the view's side

@@ -16,7 +16,7 @@ from gsclip_jax.convert import fusion_names
 from gsclip_jax.convert.authors import fixed_words
 from gsclip_jax.methods.align3d import Align3d, Config, aligner
 from gsclip_jax.methods.align3d.config import Model as ModelConfig
-from gsclip_jax.methods.align3d.config import Stage1, Stage2
+from gsclip_jax.methods.align3d.config import Stage1, Stage2, blurred
 from gsclip_jax.methods.align3d.model import ALIGNED, RENDER
 from gsclip_jax.methods.gsclip.losses import object_logits
 from gsclip_jax.methods.gsclip.prompts import prompts, special_embeddings
@@ -283,8 +283,8 @@ def scores(this: Recorded, entries: list[Entry]) -> dict[str, Any]:
                    f"{before}points_smooth": on_grid(plain.smoothed(points, made, False))}  # fmt: skip
     for script, about in {e.key.partition(":")[0]: e.about["settings"] for e in entries if ":" in e.key}.items():
         points, whole = about["dataset"] == "mvtec_pc_3d_rgb", about["need_blur"]
-        blur = "both" if points and whole else "points" if points else "object" if whole else "none"
-        method = this.method(image_weight=about["image_level_weight"], point_weight=about["point_level_weight"], second_blur=blur)
+        weights = {"image_weight": about["image_level_weight"], "point_weight": about["point_level_weight"]}
+        method = this.method(**weights, second_blur=blurred(points, whole))
         found_here = method.score(found, made)
         arrays |= {f"{script}:score": 2 * found_here.object[0], f"{script}:map": on_grid(found_here.points)}
     return arrays

@@ -6,6 +6,7 @@ the frozen encoders. With `model` = 1 (the default) every weight is replicated a
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -77,12 +78,12 @@ def pad_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]
     Raises:
       ValueError: it has no `real` that could say so (a pretraining's).
     """
-    rows, local = len(next(iter(batch.values()))), _local_places(mesh)
+    rows, local = len(next(iter(batch.values()))), len(_places(mesh, jax.process_index()))
     if not rows % local:
         return batch
     if "real" not in batch:
         raise ValueError(f"a batch of {rows} rows does not divide among {local} data devices; set the batch size to a multiple")
-    take = np.arange(rows + -rows % local) % rows
+    take = _filled_up(rows, local)
     padded = {name: np.asarray(value)[take] for name, value in batch.items()}
     return padded | {"real": padded["real"] & (np.arange(len(take)) < rows)}
 
@@ -93,28 +94,30 @@ def batch_places(mesh: Mesh, rows: int) -> np.ndarray:
     Every device has as many: past the last row they begin again. What they repeat takes no part (`train.make_step`; in
     evaluation `real`). Processes that lie along `model` alone read the same rows.
     """
-    places = np.arange(rows + -rows % mesh.shape["data"]) % rows
-    return np.concatenate(np.split(places, mesh.shape["data"])[slice(*_local_range(mesh))])
+    mine, devices = _places(mesh, jax.process_index()), mesh.shape["data"]
+    return _filled_up(rows, devices).reshape(devices, -1)[mine.start : mine.stop].ravel()
 
 
-def _local_range(mesh: Mesh) -> tuple[int, int]:
-    """First and last + 1 place on the `data` axis of this process's devices."""
+def _filled_up(rows: int, devices: int) -> np.ndarray:
+    """The rows 0, 1, ... of a batch, begun again until they divide among the devices."""
+    return np.arange(rows + -rows % devices) % rows
+
+
+@functools.lru_cache(maxsize=8)  # asked for every batch
+def _places(mesh: Mesh, process: int) -> range:
+    """The places on the `data` axis of a process's devices. Raises ValueError where they lie apart."""
     along = mesh.axis_names.index("data")
-    found = sorted({at[along] for at, device in np.ndenumerate(mesh.devices) if device.process_index == jax.process_index()})
-    if found != list(range(found[0], found[-1] + 1)):
-        raise ValueError(f"the devices of process {jax.process_index()} lie apart on the data axis ({found}); set config.mesh.*")
-    return found[0], found[-1] + 1
-
-
-def _local_places(mesh: Mesh) -> int:
-    first, end = _local_range(mesh)
-    return end - first
+    found = sorted({at[along] for at, device in np.ndenumerate(mesh.devices) if device.process_index == process})
+    places = range(found[0], found[-1] + 1)
+    if found != list(places):
+        raise ValueError(f"the devices of process {process} lie apart on the data axis ({found}); set config.mesh.*")
+    return places
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits every field's first axis over `data`; each process gives its own part of the global batch (`batch_places`), filled
     up with repeats where it does not divide among its devices (`pad_batch`)."""
-    sharding, places = NamedSharding(mesh, P("data")), _local_places(mesh)
+    sharding, places = NamedSharding(mesh, P("data")), len(_places(mesh, jax.process_index()))
 
     def whole(value: np.ndarray) -> jax.Array:
         shape = (len(value) // places * mesh.shape["data"], *value.shape[1:])

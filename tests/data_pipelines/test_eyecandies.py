@@ -189,6 +189,9 @@ def test_a_damaged_mask_costs_its_scan_alone(root):
     with pytest.raises(DataError, match="00_mask.png: not a readable picture"):
         reader.load(samples[0])
     reader.load(samples[1])
+    _cut(data / "7_bumps_mask.png")  # names the defect alone: left out, saying so
+    assert (scan := reader.samples("Candy Cane")[2]).defect == "colors" and reader.load(scan).mask.any()
+    assert any("7_bumps_mask.png" in line for line in reader.listing.lines())
     (data / "00_metadata.yaml").unlink()
     with pytest.raises(DataError, match="00_mask.png: not a readable picture"):  # nothing else says what the scan is
         reader.samples("Candy Cane")

@@ -16,8 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "probe.py"
 
 @pytest.fixture()
 def probe():
-    yield ["--config", str(EXAMPLE)]
-    METHODS.pop("probe", None)
+    return ["--config", str(EXAMPLE)]
 
 
 def test_the_example_trains_and_is_evaluated(probe, tmp_path, capsys):

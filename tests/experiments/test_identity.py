@@ -140,6 +140,9 @@ def test_a_run_from_before_a_key_had_its_default(trained, capsys):
     try:
         assert run.main(command) == 0
         assert "data.rasteriser 'open3d' there, 'numpy' now" in refuse(capsys, *command, "--config.data.rasteriser=numpy")
+        del config["data"]["cavity"]  # without the key nothing was darkened, whatever the default is now
+        path.write_text(json.dumps(config))
+        assert "data.cavity 0.0 there, 0.6 now" in refuse(capsys, *command)
     finally:
         path.write_text(kept)
 

@@ -36,6 +36,13 @@ def test_the_modules_are_the_papers_six_rows():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("preset", ["", ":mvtec3d", ":eyecandies"])
+def test_the_ablation_of_align3d_is_of_that_method_on_coloured_views(preset):
+    rows = [row for row in sweep.expand(f"sweeps/align3d.py{preset}", [], None, None) if row.name.startswith("full")]
+    assert rows and all(row.config.method == "align3d" and row.config.data.rgb_render for row in rows)
+    assert all((row.config.stage1.epochs, row.config.stage2.epochs) == (250, 15) for row in rows)
+
+
 def test_a_preset_is_the_published_protocol_with_its_own_seed():
     rows = sweep.expand("sweeps/top_k.py:mvtec3d", [("model.prototypes", "16")], None, None)
     assert {row.config.seed for row in rows} == {111} and {row.config.task for row in rows} == {"protocol"}

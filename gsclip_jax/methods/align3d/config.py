@@ -6,8 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from data_pipelines.scan import did_you_mean
-from gsclip_jax.parts import ConfigError, Parts
+from gsclip_jax.parts import Parts, check_known, check_shares
 
 VARIANTS = ("paper", "released")
 BRANCHES = ("both", "render", "aligned")
@@ -36,12 +35,9 @@ class Model:
     smooth_storage: bool = False  # released: Gaussian over the storage order also of unorganised scans
 
     def __post_init__(self) -> None:
-        for name in ("image_weight", "point_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"config.model.{name} is {getattr(self, name)}; it has to be between 0 and 1")
-        for name, known in (("branches", BRANCHES), ("second_blur", BLURS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"config.model.{name} {value!r}{did_you_mean(value, known)} Known: {', '.join(known)}")
+        check_shares(self, "image_weight", "point_weight")
+        check_known("model.branches", self.branches, BRANCHES)
+        check_known("model.second_blur", self.second_blur, BLURS)
 
 
 @dataclass(frozen=True)
@@ -113,8 +109,7 @@ def resolved(cfg: Config, parts: Parts) -> Config:
     Raises:
       ConfigError: unknown variant.
     """
-    if cfg.variant not in VARIANTS:
-        raise ConfigError(f"config.variant is {cfg.variant!r}{did_you_mean(cfg.variant, VARIANTS)} Known: {', '.join(VARIANTS)}")
+    check_known("variant", cfg.variant, VARIANTS)
     if cfg.variant == "paper":
         return cfg
     row = SCRIPTS.get(parts.category, DEFAULTS)
@@ -122,12 +117,17 @@ def resolved(cfg: Config, parts: Parts) -> Config:
         image, point, blur = CROSS.get((parts.target, parts.category), CROSS.get((parts.target, ""), row[3:]))
         row = row._replace(image_weight=image, point_weight=point, second_blur=blur)
     points = (parts.target or parts.data_set) == "mvtec3d"
-    blur = ("both" if points else "object") if row.second_blur else "points" if points else "none"
+    blur = blurred(points, row.second_blur)
     model = dict.fromkeys(DEPARTURES, True) | dict(image_weight=row.image_weight, point_weight=row.point_weight, second_blur=blur)
     return replace(
         cfg, model=_where_default(cfg.model, model), stage1=_where_default(cfg.stage1, {"scr_weight": row.scr_weight}),
         stage2=_where_default(cfg.stage2, {"contrast_scale": row.contrast_scale}),
     )  # fmt: skip
+
+
+def blurred(points: bool, whole: bool) -> str:
+    """The value of `second_blur` that smooths the points, or the object's map, a second time."""
+    return ("both" if whole else "points") if points else "object" if whole else "none"
 
 
 def _where_default(section: Any, values: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from gsclip_jax.methods.gsclip.config import Config
 from gsclip_jax.methods.gsclip.fidelity import RELEASED, Switched, Switches
 from gsclip_jax.methods.gsclip.model import GsClip
 from gsclip_jax.methods.surface.fusion import with_surface
-from gsclip_jax.parts import ConfigError, Parts
+from gsclip_jax.parts import ConfigError, Parts, check_known
 
 VARIANTS = {"paper": Switches(), "released": RELEASED}
 CHOICES = {"srm_tokens": ("all", "cls"), "stage2_losses": ("all", "point_view")}  # of the switches that are words
@@ -40,8 +40,7 @@ def switches_of(cfg: Config, data_set: str = "") -> Switches:
     Raises:
       ConfigError: unknown variant, switch or value of one, with what is known.
     """
-    if cfg.variant not in VARIANTS:
-        raise ConfigError(f"config.variant is {cfg.variant!r}{did_you_mean(cfg.variant, VARIANTS)} Known: {', '.join(VARIANTS)}")
+    check_known("variant", cfg.variant, VARIANTS)
     start = VARIANTS[cfg.variant]
     if cfg.variant == "released" and data_set in ("real3d", "anomaly_shapenet"):
         start = replace(start, depth_through_render=True)
@@ -50,9 +49,8 @@ def switches_of(cfg: Config, data_set: str = "") -> Switches:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ConfigError(f"config.model.switches: no switch {name!r}{hint} Known: {', '.join(known)}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise ConfigError(f"config.model.switches.{name} {value!r}{did_you_mean(value, CHOICES[name])} "
-                              f"Known: {', '.join(CHOICES[name])}")  # fmt: skip
+        if name in CHOICES:
+            check_known(f"model.switches.{name}", value, CHOICES[name])
     return replace(start, **dict(cfg.model.switches))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gsclip_jax.parts import check_shares
+
 
 @dataclass(frozen=True)
 class Model:
@@ -36,9 +38,7 @@ class Model:
     switches: Mapping[str, Any] = field(default_factory=dict, hash=False)  # departures of the released code, by name
 
     def __post_init__(self) -> None:
-        for name in ("surface_share", "render_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is a share: from 0 to 1 (surface_share 0: views alone)")
+        check_shares(self, "surface_share", "render_share")
 
 
 @dataclass(frozen=True)
