@@ -83,7 +83,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def no_colour(data_set: str, who: str = "config.data.rgb_render", instead: str = "leave it out") -> NoColour:
+def no_colour(data_set: str, who: str = "config.data.rgb_render", instead: str = "set it to False") -> NoColour:
     """The error for coloured views of a data set without colour.
 
     Args:

@@ -24,7 +24,7 @@ from experiments.export import is_trained
 from experiments.published import METHODS as TITLES
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
-from gsclip_jax.methods import METHODS, entry_of
+from gsclip_jax.methods import METHODS, entry_of, trains_on
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.parts import ConfigError, check_known
 from gsclip_jax.runtime.sharding import make_mesh
@@ -169,15 +169,15 @@ def _scans_to_train(config: ConfigDict) -> dict[str, int]:
     Raises:
       ConfigError: they are switched off. DataError: there is no colour.
     """
-    if "rgb_render" not in entry_of(config.method).fields:
-        return _scans(config)
-    name = TITLES.get(config.method, config.method)
-    if not config.data.rgb_render:
+    name, wanted = TITLES.get(config.method, config.method), "rgb_render" in trains_on(config)
+    if wanted and not config.data.rgb_render:
         raise ConfigError(f"{name} trains on coloured renderings; set config.data.rgb_render=True")
     try:
         return _scans(config)
     except NoColour:
-        others = [method for method, row in METHODS.items() if row.trains and "rgb_render" not in row.fields]
+        if not wanted:
+            raise
+        others = [method for method, row in METHODS.items() if row.trains and not row.fields(row.config())]
         raise no_colour(config.data.name, name, f"use {' or '.join(others)}") from None
 
 
@@ -244,7 +244,7 @@ def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
             "M": recipe.points, "K": recipe.neighbours}  # fmt: skip
     return {
         name: jax.ShapeDtypeStruct(tuple(size.get(axis, axis) for axis in axes), jnp.dtype(dtype))
-        for name, (axes, dtype, _) in FIELDS.items() if name not in OPTIONAL - set(entry_of(config.method).fields)
+        for name, (axes, dtype, _) in FIELDS.items() if name not in OPTIONAL - set(trains_on(config))
     }  # fmt: skip
 
 

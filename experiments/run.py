@@ -31,7 +31,7 @@ from experiments.identity import check_objects, check_weights, claim_workdir, se
 from experiments.scans import records_to_evaluate, training_key
 from experiments.summary import Timer, say, table, versions
 from gsclip_jax.evaluation import score as evaluate
-from gsclip_jax.methods import METHODS
+from gsclip_jax.methods import METHODS, trains_on
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
 from gsclip_jax.training.feature_store import FeatureStore, Source, find_features
@@ -138,7 +138,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         check_objects(workdir, training_key(config, records), begun=bool(steps_done(workdir)))
     for number, stage in enumerate(method.stages if trains else ()):
         with time(stage.name):
-            needed = METHODS[config.method].fields
+            needed = trains_on(config)
             objects = {"categories": category, "batch_size": stage.batch_size}
             everything = partial(batches.eval_batches, records, optional=needed, **objects)
             about = f"{records.key} {category[0]}"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import AUXILIARY, recipe
 from data_pipelines.scan import did_you_mean
-from gsclip_jax.methods import entry_of
+from gsclip_jax.methods import entry_of, trains_on
 
 PRESETS = ("", *AUXILIARY)
 SENTENCES = (
@@ -122,8 +122,8 @@ def set_method(config: ConfigDict, method: str) -> None:
                 same = [key for key in kept if key in wanted[name] and wanted[name][key] == before[name].get(key)]
                 wanted[name].update({key: kept[key] for key in same})
         config.method = method
-        config.data.rgb_render = config.data.rgb_render or "rgb_render" in entry_of(method).fields
         config.update({name: value for name, value in wanted.items() if name not in config})
+        config.data.rgb_render = config.data.rgb_render or "rgb_render" in trains_on(config)
 
 
 def paper(name: str) -> ConfigDict:

@@ -29,13 +29,13 @@ class Entry(NamedTuple):
     clip: bool = True  # False: no CLIP is loaded for it
     trains: bool = True  # False: it has no stages
     colour: bool = False  # whether it has `predict_rgb`
-    fields: tuple[str, ...] = ()  # optional fields of a batch (`batch.OPTIONAL`) that the features of its stages read
+    fields: Callable[[Any], tuple[str, ...]] = lambda cfg: ()  # optional fields of a batch (`batch.OPTIONAL`) that it trains on
 
 
 METHODS: dict[str, Entry] = {
     "gsclip": Entry(gsclip.Config, gsclip.build, colour=True),
     "pointad": Entry(pointad.Config, pointad.build),
-    "align3d": Entry(align3d.Config, align3d.build, fields=("rgb_render",)),
+    "align3d": Entry(align3d.Config, align3d.build, fields=align3d.fields),
     "plain_clip": Entry(plain_clip.Config, plain_clip.build, trains=False),
     "surface_variation": Entry(NoKeys, lambda cfg, parts: surface.SurfaceVariation(), clip=False, trains=False),
     "broken_symmetry": Entry(NoKeys, lambda cfg, parts: surface.BrokenSymmetry(), clip=False, trains=False),
@@ -47,6 +47,12 @@ def entry_of(name: str) -> Entry:
     if name not in METHODS:
         raise ConfigError(f"no method {name!r}{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def trains_on(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The optional fields of a batch that the configuration's method trains on."""
+    row = entry_of(config["method"])
+    return row.fields(read_config(row.config, config))
 
 
 def read_config(kind: type, values: Mapping[str, Any]) -> Any:
@@ -72,4 +78,4 @@ def read_config(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**found)
 
 
-__all__ = ["Entry", "METHODS", "Parts", "entry_of", "read_config"]
+__all__ = ["Entry", "METHODS", "Parts", "entry_of", "read_config", "trains_on"]

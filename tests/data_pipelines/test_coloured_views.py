@@ -146,7 +146,7 @@ def test_refused_in_one_line_before_anything_is_drawn(tmp_path, capsys):
     write_set(tmp_path / "set")
     assert run(tmp_path, "real3d", test_layouts.SMALL, "--rgb-render") == 1
     assert capsys.readouterr().err == ("error: --rgb-render needs coloured renderings of the auxiliary category; real3d has no "
-                                       "colour: train on mvtec3d or eyecandies, or leave it out\n")
+                                       "colour: train on mvtec3d or eyecandies, or set it to False\n")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("real3d-*"))
     tree = tmp_path / "trees"
     prerendered(tree / "set")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from experiments import predict, run
+from experiments.checks import check_before
 from experiments.export import load_model
 from experiments.export import main as export
 from experiments.run import parse
+from gsclip_jax.parts import ConfigError
 from tests.experiments.test_run import SMALL, refuse
 from tests.scans import write_set
 
@@ -90,3 +92,16 @@ def test_data_without_colour_are_evaluated_and_not_trained_on(finished, tmp_path
     assert line == ("error: Align3D-AD needs coloured renderings of the auxiliary category; real3d has no colour: train on "
                     "mvtec3d or eyecandies, or use gsclip or pointad")  # fmt: skip
     assert not (tmp_path / "w").exists() and not list((tmp_path / "cache").glob("*/parts"))
+
+
+def test_the_branch_that_looks_at_grey_views_alone_needs_no_colour(tmp_path, capsys):
+    root = write_set(tmp_path / "set")
+    given = ["--config=stage2.py", "--config.method=align3d", "--config.model.branches=render", "--config.data.name=real3d",
+             f"--config.data.root={root}", "--config.data.train_category=ball", f"--config.cache={tmp_path / 'cache'}",
+             "--workdir", str(tmp_path / "w")]  # fmt: skip
+    assert refuse(capsys, *given).endswith("eyecandies, or set it to False")  # the key that the method switched on
+    config, folder = parse([*given, "--config.data.rgb_render=False"])
+    check_before(config, folder, devices=False)
+    with pytest.raises(ConfigError, match="trains on coloured renderings"):
+        config.model.branches = "both"
+        check_before(config, folder, devices=False)

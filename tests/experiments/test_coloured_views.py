@@ -45,7 +45,7 @@ def method(monkeypatch):
         plain = pointad.build(cfg, parts)
         return Coloured(plain.cfg, plain.clip, plain.words)
 
-    monkeypatch.setitem(METHODS, NEEDS, METHODS["pointad"]._replace(build=build, fields=("rgb_render",)))
+    monkeypatch.setitem(METHODS, NEEDS, METHODS["pointad"]._replace(build=build, fields=lambda cfg: ("rgb_render",)))
 
 
 def test_the_method_switches_them_on_for_its_training_alone():

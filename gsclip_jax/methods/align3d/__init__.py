@@ -13,4 +13,9 @@ def build(cfg: Config, parts: Parts) -> Align3d:
     return Align3d(resolved(cfg, parts), parts.clip, word_ids(parts), parts.data_set)
 
 
-__all__ = ["Align3d", "Config", "build"]
+def fields(cfg: Config) -> tuple[str, ...]:
+    """Coloured views, but for the ablation that aligns nothing."""
+    return () if cfg.model.branches == "render" else ("rgb_render",)
+
+
+__all__ = ["Align3d", "Config", "build", "fields"]
