@@ -100,13 +100,13 @@ def lowered(config, name: str, mesh, batch_size: int = 0):
     return make_step(row, optimiser).lower(state, frozen, batch, whole(jax.random.key(0)))
 
 
-def used(compiled) -> dict[str, float]:
+def gigabytes(compiled) -> dict[str, float]:
     """GB (1e9 bytes) on one device."""
-    found = compiled.memory_analysis()
-    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
-    returned = found.output_size_in_bytes - found.alias_size_in_bytes
-    parts = {"arguments": arguments, "temporary": temporary, "returned": returned, "all": arguments + temporary + returned}
-    return {part: round(value / 1e9, 3) for part, value in parts.items()}
+    from gsclip_jax.runtime.memory import GB, used
+
+    found = used(compiled)
+    parts = {"arguments": found.arguments, "temporary": found.temporary, "returned": found.returned, "all": found.all}
+    return {part: round(value / GB, 3) for part, value in parts.items()}
 
 
 def main() -> int:
@@ -139,7 +139,7 @@ def main() -> int:
             config.clip.remat = options.remat == "yes"
         for name in options.programs.split(","):
             try:
-                gb = used(lowered(config, name, mesh, options.batch).compile())
+                gb = gigabytes(lowered(config, name, mesh, options.batch).compile())
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses what does not fit a chip
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
