@@ -15,6 +15,7 @@ from experiments import pages, pictures
 from experiments.data import index_rows
 from experiments.summary import columns
 from gsclip_jax.evaluation import score as evaluate
+from gsclip_jax.inspection import markup
 from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
@@ -112,5 +113,5 @@ def _html(home: Path, results: dict, compared: dict[str, dict], drawn) -> str:
     )
 
 
-def _image(panel: np.ndarray) -> pages.Markup:
-    return pages.picture(pictures.png(pictures.enlarged(panel, 2 * len(panel))))
+def _image(panel: np.ndarray) -> markup.Markup:
+    return markup.picture(pictures.png(pictures.enlarged(panel, 2 * len(panel))))

@@ -26,6 +26,7 @@ from data_pipelines.rendering import lettering
 from experiments import pages
 from experiments.outputs import refuse_foreign
 from experiments.published import METHODS, METRICS, MODULES, ROWS
+from gsclip_jax.inspection import markup
 from gsclip_jax.runtime.names import csv_text, one_line
 
 TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
@@ -197,7 +198,7 @@ def plot(entries: list[Entry]) -> bytes:
 
 def page(entries: list[Entry]) -> str:
     rings = any(entry.published() for entry in entries)
-    return pages.page("table.html", rows=filled(entries), rings=rings, picture=pages.picture(plot(entries)))
+    return pages.page("table.html", rows=filled(entries), rings=rings, picture=markup.picture(plot(entries)))
 
 
 def write(folders: list[Path], out: Path) -> str:
