@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -30,18 +31,21 @@ def net_config(config: ConfigDict) -> PointNet2Config:
     return PointNet2Config(centroids=tuple(p.centroids), radii=tuple(p.radii), neighbours=p.neighbours)
 
 
-def make_method(config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | None = None) -> Method:
+def make_method(
+    config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | None = None, words: Callable[[], Tokenizer] | None = None
+) -> Method:
     """The method without its parameters.
 
     Args:
       clip: the loaded CLIP's shape; None for a method without one.
       tokenizer: the one beside the weights.
+      words: gives the tokenizer instead of the configuration and `tokenizer`.
 
     Raises:
       ConfigError, or the one-line errors of what it is made of.
     """
 
-    def words() -> Tokenizer:
+    def load() -> Tokenizer:
         source = config.clip.tokenizer or tokenizer
         if source is None:
             raise ConfigError(
@@ -52,7 +56,7 @@ def make_method(config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | N
 
     row = entry_of(config.method)
     names = config.data.name, config.data.train_category, config.target.name
-    return row.build(read_config(row.config, config), Parts(clip, net_config(config), words, *names))
+    return row.build(read_config(row.config, config), Parts(clip, net_config(config), words or load, *names))
 
 
 def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:

@@ -197,6 +197,11 @@ def load_pointnet2(path: PathLike, cfg: PointNet2Config | None = None, *, progre
     return found["params"], found["stats"], content_hash(found)
 
 
+def surface_shapes(embed_dim: int) -> dict[str, Any]:
+    """The surface stream's parameters as shapes: what `load_surface` fills."""
+    return jax.eval_shape(lambda key: init_surface(key, embed_dim), jax.random.key(0))
+
+
 def load_surface(name_or_path: PathLike, embed_dim: int) -> tuple[dict[str, Any], str]:
     """(params, SHA-256) of the surface stream that lies with an embedded CLIP.
 
@@ -208,7 +213,7 @@ def load_surface(name_or_path: PathLike, embed_dim: int) -> tuple[dict[str, Any]
     if found is None:
         raise WeightsError(f"{name_or_path}: no surface stream lies with this CLIP (pretrain.py with clip_stage.defects makes "
                            "one); set config.model.surface_share=0 to score by the views alone")
-    wanted = jax.eval_shape(lambda key: init_surface(key, embed_dim), jax.random.key(0))
+    wanted = surface_shapes(embed_dim)
     check_keys({name: leaf.shape for name, leaf in flatten(found).items()},
                {name: leaf.shape for name, leaf in flatten(wanted).items()}, f"{path}, surface stream")
     return found, content_hash(found)
