@@ -28,7 +28,7 @@ def cloud(xyz: np.ndarray, points: np.ndarray | None = None, colours: np.ndarray
       mask: bool [S], the ground truth.
 
     Returns: n, low [3] and step (coordinate = low + step * whole number, in the scan's unit), spacing (the typical distance to
-      the next point shown), lowest and highest score, which columns there are, and `data`: the columns, packed by `_packed`.
+      the next point shown), lowest and highest score, the direction `facing` from which the highest scores are seen, the columns, and `data`: the columns, packed by `_packed`.
     """
     chosen = _thinned(points, mask, len(xyz), limit)
     xyz = np.asarray(xyz[chosen], np.float64)
@@ -36,11 +36,11 @@ def cloud(xyz: np.ndarray, points: np.ndarray | None = None, colours: np.ndarray
     step = max(float(np.ptp(xyz, axis=0).max(initial=0)), 1e-300) / STEPS if len(xyz) else 1.0
     whole = np.rint((xyz - low) / step).astype(np.uint16)
     order = np.argsort(_morton(whole), kind="stable")
-    columns, about = list(whole[order].T), {"columns": ["x", "y", "z"]}
+    columns, about = list(whole[order].T), {"columns": ["x", "y", "z"], "facing": None}
     if points is not None:
         quantised, ends = levels(points[chosen][order], STEPS)
         columns.append(quantised)
-        about |= {"scores": ends}
+        about |= {"scores": ends, "facing": _facing(xyz, points[chosen])}
         about["columns"].append("score")
     if mask is not None:
         columns.append(mask[chosen][order].astype(np.uint16))
@@ -116,6 +116,21 @@ def _spacing(xyz: np.ndarray) -> float:
     probes = xyz[np.random.default_rng(0).permutation(len(xyz))[:2000]]
     distance, _ = cKDTree(xyz).query(probes, k=2)
     return float(np.median(distance[:, 1])) or float(np.ptp(xyz, axis=0).max()) / len(xyz) ** 0.5 or 1.0
+
+
+def _facing(xyz: np.ndarray, points: np.ndarray) -> list[float] | None:
+    """Unit vector [3] from which the highest scores are seen: the surface's normal there, pointing outwards; None if unknown."""
+    if len(xyz) < 50:
+        return None
+    hot = xyz[points >= np.quantile(points, 0.99)]
+    centre = hot[np.linalg.norm(hot - np.median(hot, axis=0), axis=1).argmin()]
+    around = xyz[cKDTree(xyz).query(centre, k=min(len(xyz) // 20 + 10, 2000))[1]]
+    normal = np.linalg.eigh(np.cov((around - around.mean(0)).T))[1][:, 0]
+    outwards = centre - xyz.mean(0)
+    normal *= 1 if normal @ outwards >= 0 else -1
+    found = normal + 0.35 * outwards / max(np.linalg.norm(outwards), 1e-300)
+    length = np.linalg.norm(found)
+    return (found / length).tolist() if np.isfinite(length) and length > 0 else None
 
 
 def _hottest(heat: np.ndarray) -> int:

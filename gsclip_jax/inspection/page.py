@@ -40,7 +40,8 @@ class GoodParts:
       threshold: object score above which a part is called defective; None where so few parts allow none.
       rate: the false-alarm rate asked for.
       point_middle: the median score of their points: the beginning of the colours.
-      point_threshold: the score of a point from which it is coloured as suspicious; None where there is none.
+      point_threshold: the score of a point from which it is coloured as suspicious; None where there is none. A sound part looks
+        sound where few good parts have any point above it: take it from the highest point of each, not from all their points.
       warnings: a sentence each, shown above the table (too few parts, drift).
     """
 
@@ -95,12 +96,13 @@ def write_pages(folder: Path, title: str, good: GoodParts | None = None, about: 
         "failures": list(failures), "counts": _counts(parts), "pages": [_file(number) for number in range(len(pages))],
     }  # fmt: skip
     table = [_row(part, number) for number, page in enumerate(pages) for part in page]
+    highest = max((row["highest"] for row in table if row["highest"] is not None), default=None)
+    here = markup.data({"scale": shown["scale"], "good": shown["good"], "title": title, "highest": highest,
+                        "scores": [row["score"] for row in table]})  # fmt: skip
     template = markup.environment().get_template("index.html")
     for number, page in enumerate(pages):
-        here = {"scale": shown["scale"], "good": shown["good"], "title": title, "scores": [row["score"] for row in table],
-                "file": _file(number)}  # fmt: skip
         with atomic(folder / _file(number)) as path, path.open("w", encoding="utf-8") as file:
-            file.writelines(template.generate(**shown, rows=table, here=markup.data(here), number=number, bodies=_bodies(page)))
+            file.writelines(template.generate(**shown, rows=table, here=here, number=number, records=_records(page)))
     written = [folder / name for name in shown["pages"]]
     for old in folder.glob("index-*.html"):
         if re.fullmatch(r"index-[0-9]+\.html", old.name) and old not in written:
@@ -112,11 +114,13 @@ def scale(parts: Sequence[Mapping], good: GoodParts | None) -> dict:
     """The one colour scale of all parts: `low`, `high`, `threshold` (None without good parts), scores of points.
 
     With good parts colours begin at the middle of their points, change to yellow at the threshold, and are red as far above it
-    again. Without them they run from the median of all points to their 99.8 % quantile: what stands out of this batch.
+    again (at 1 where no score is above 1). Without them they run from the median of all points to their 99.8 % quantile: what stands out of this batch.
     """
     if good is not None and good.point_threshold is not None:
-        width = max(good.point_threshold - good.point_middle, 1e-6)
-        return {"low": good.point_threshold - width, "high": good.point_threshold + width, "threshold": good.point_threshold}
+        threshold, width = good.point_threshold, max(good.point_threshold - good.point_middle, 1e-6)
+        bounded = threshold < 1 and all(part["highest"] is None or part["highest"] <= 1 for part in parts)
+        high = min(threshold + width, 1.0) if bounded else threshold + width
+        return {"low": threshold - width, "high": high, "threshold": threshold}
     known = [part for part in parts if part["quantiles"]]
     if not known:
         return {"low": 0.0, "high": 1.0, "threshold": None}
@@ -134,11 +138,12 @@ def _kept(folder: Path) -> Iterator[dict]:
             yield {**json.loads(file.readline()), "path": path, "bytes": path.stat().st_size}
 
 
-def _bodies(page: list[dict]) -> Iterator[tuple[Markup, Markup]]:
+def _records(page: list[dict]) -> Iterator[tuple[str, Markup]]:
+    """One part after the other: its id, and its two lines as one JSON list."""
     for part in page:
         with part["path"].open(encoding="utf-8") as file:
             about, body = file.readline(), file.readline()
-        yield Markup(about.rstrip()), Markup(body.rstrip())
+        yield part["id"], Markup(f"[{about.rstrip()},{body.rstrip()}]")
 
 
 def _order(part: dict) -> tuple:
@@ -173,7 +178,9 @@ def _counts(parts: list[dict]) -> dict[str, int]:
 
 
 def _verdict(part: Part) -> dict:
-    return {key: _number(value) if isinstance(value, float) else value for key, value in dataclasses.asdict(part.verdict).items()}
+    known = dataclasses.asdict(part.verdict)
+    found = {key: _number(value) if isinstance(value, float) else value for key, value in known.items()}
+    return {**found, "order": VERDICTS.index(part.verdict.kind), "reason": one_line(part.verdict.reason)}
 
 
 def _about_good(good: GoodParts | None) -> dict | None:
