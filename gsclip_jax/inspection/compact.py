@@ -28,7 +28,8 @@ def cloud(xyz: np.ndarray, points: np.ndarray | None = None, colours: np.ndarray
       mask: bool [S], the ground truth.
 
     Returns: n, low [3] and step (coordinate = low + step * whole number, in the scan's unit), spacing (the typical distance to
-      the next point shown), lowest and highest score, the direction `facing` from which the highest scores are seen, the columns, and `data`: the columns, packed by `_packed`.
+      the next point shown), lowest and highest score, the direction `facing` from which the highest scores are seen, the names
+      of the columns, and `data`: the columns, packed by `_packed`.
     """
     chosen = _thinned(points, mask, len(xyz), limit)
     xyz = np.asarray(xyz[chosen], np.float64)

@@ -113,8 +113,9 @@ def write_pages(folder: Path, title: str, good: GoodParts | None = None, about: 
 def scale(parts: Sequence[Mapping], good: GoodParts | None) -> dict:
     """The one colour scale of all parts: `low`, `high`, `threshold` (None without good parts), scores of points.
 
-    With good parts colours begin at the middle of their points, change to yellow at the threshold, and are red as far above it
-    again (at 1 where no score is above 1). Without them they run from the median of all points to their 99.8 % quantile: what stands out of this batch.
+    With good parts colours begin at the middle of their points, change to yellow at the threshold, which is the middle of the
+    bar, and are dark red as far above it again (at 1 where no score is above 1). Without them they run from the median of all
+    points to their 99.8 % quantile: what stands out of this batch.
     """
     if good is not None and good.point_threshold is not None:
         threshold, width = good.point_threshold, max(good.point_threshold - good.point_middle, 1e-6)

@@ -31,7 +31,7 @@ def columns(found: dict) -> dict[str, np.ndarray]:
 
 
 def records(path) -> list[tuple[dict, dict]]:
-    script = re.compile(r'<script type="application/json" class="part">(.*?)</script>', re.DOTALL)
+    script = re.compile(r'<script type="application/json" class="part" data-id="[0-9a-f]*">(.*?)</script>', re.DOTALL)
     return [tuple(json.loads(text)) for text in script.findall(path.read_text(encoding="utf-8"))]
 
 

@@ -73,11 +73,11 @@ const slider = find("slider");
 slider.min = 0;
 slider.max = 1000;
 slider.step = "any";
-const TOP = Math.max(scale.high, HERE.highest ?? scale.high);  // the slider reaches above every point of every object
-const START = HERE.scale.threshold === null ? 0 : 1000 * (HERE.scale.threshold - scale.low) / (TOP - scale.low);
+const TOP = Math.max(1, HERE.highest === null ? 1 : scale.share(HERE.highest));  // it reaches above every point of every object
+const START = HERE.scale.threshold === null ? 0 : 1000 * 0.5 / TOP;
 slider.value = START;
 /** The score at the slider; null at its lower end: everything is coloured. */
-const sliderScore = () => (+slider.value === 0 ? null : scale.low + (TOP - scale.low) * slider.value / 1000);
+const sliderScore = () => (+slider.value === 0 ? null : scale.score(TOP * slider.value / 1000));
 
 function applyThreshold() {
   const score = sliderScore();
@@ -110,7 +110,7 @@ find("bar").style.background = scale.gradient();
 for (const [name, value] of [["bar-high", scale.high], ["bar-low", scale.low]]) find(name).textContent = number(value, 3);
 if (HERE.scale.threshold !== null) {
   find("bar-threshold").textContent = `${number(HERE.scale.threshold, 3)} threshold`;
-  find("bar-threshold").style.bottom = `${100 * scale.share(HERE.scale.threshold)}%`;
+  find("bar-threshold").style.bottom = "50%";
 }
 
 let pressed = null;

@@ -54,20 +54,27 @@ function blend(stops, share) {
   return stops[from].map((value, i) => Math.round(value + (place - from) * (stops[from + 1][i] - value)));
 }
 
-/** The one colour scale of a page: 256 colours between the scores low and high. */
+/** The one colour scale of a page: 256 colours between the scores low and high, with the threshold in their middle. */
 class ColourScale {
   constructor({ low, high, threshold }) {
-    Object.assign(this, { low, high, threshold });
-    const middle = threshold === null ? null : (threshold - low) / (high - low);
+    const middle = threshold === null ? (low + high) / 2 : threshold;
+    Object.assign(this, { low, high, threshold, middle });
     this.table = new Uint8Array(256 * 4);
     for (let i = 0; i < 256; i++) {
       const share = i / 255;
-      let colour = middle === null ? blend(RANK, share) : share < middle ? blend(SOUND, share / middle)
-        : blend(ALARM, (share - middle) / (1 - middle));
+      const colour = threshold === null ? blend(RANK, share) : share < 0.5 ? blend(SOUND, 2 * share) : blend(ALARM, 2 * share - 1);
       this.table.set([...colour, 255], 4 * i);
     }
   }
-  share(score) { return (score - this.low) / (this.high - this.low); }
+  /** Where a score stands on the scale, 0 at its low end and 1 at its high end; linear on both sides of the middle. */
+  share(score) {
+    const { low, middle, high } = this;
+    return score < middle ? 0.5 * (score - low) / (middle - low) : 0.5 + 0.5 * (score - middle) / (high - middle);
+  }
+  score(share) {
+    const { low, middle, high } = this;
+    return share < 0.5 ? low + 2 * share * (middle - low) : middle + (2 * share - 1) * (high - middle);
+  }
   index(score) { return Math.min(Math.max(Math.round(255 * this.share(score)), 0), 255); }
   css(share) {
     const i = Math.min(Math.max(Math.round(255 * share), 0), 255);
@@ -230,8 +237,8 @@ class CloudViewer {
     const main = this.geometry(about);
     const share = new Float32Array(cloud.n);
     if (columns.score) {
-      const [low, high] = cloud.scores, from = this.scale.share(low), width = this.scale.share(high) - from;
-      for (let i = 0; i < cloud.n; i++) share[i] = from + width * columns.score[i] / 65535;
+      const [low, high] = cloud.scores;
+      for (let i = 0; i < cloud.n; i++) share[i] = this.scale.share(low + (high - low) * columns.score[i] / 65535);
     }
     this.shares = share;
     this.sorted = Float32Array.from(share).sort();
