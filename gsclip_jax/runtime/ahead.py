@@ -49,19 +49,24 @@ class Compiled:
 
     Fields:
       seconds: of lowering and compiling.
+      cpu_seconds: of all threads of this process; what is left of the seconds where a machine has other work.
       use: bytes; None where it was refused.
       refused: the compiler's own words, where it does not fit the device's memory; else "".
       collectives: kind -> {"count": in the program's text (one in a loop counts once), "bytes": of their results on a device}.
     """
 
     seconds: float
+    cpu_seconds: float
     use: Use | None
     refused: str
     collectives: dict[str, dict[str, int]]
 
     def row(self) -> dict[str, Any]:
         """As it is written down; GB are 1e9 bytes."""
-        found: dict[str, Any] = {"fits": self.use is not None, "compile_seconds": round(self.seconds, 1)}
+        found: dict[str, Any] = {
+            "fits": self.use is not None, "compile_seconds": round(self.seconds, 1),
+            "compile_cpu_seconds": round(self.cpu_seconds, 1),
+        }  # fmt: skip
         if self.use is None:
             return found | {"refused": self.refused}
         bytes_of = {part: getattr(self.use, part) for part in ("arguments", "temporary", "returned", "all")}
@@ -71,14 +76,16 @@ class Compiled:
 
 def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
     """Compiles what `lower` gives. A program that does not fit is a finding, no error."""
-    start = time.monotonic()
+    wall, cpu = time.monotonic(), time.process_time()
+    program, refused = None, ""
     try:
         program = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compiled(time.monotonic() - start, None, next(iter(str(error).splitlines())), {})
-    return Compiled(time.monotonic() - start, used(program), "", collectives(program.as_text()))
+        refused = str(error).splitlines()[0]
+    took = time.monotonic() - wall, time.process_time() - cpu
+    return Compiled(*took, used(program), "", collectives(program.as_text())) if program else Compiled(*took, None, refused, {})
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
