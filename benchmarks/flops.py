@@ -50,7 +50,7 @@ def table() -> str:
             if count.open_loops:
                 raise SystemExit(f"{method} {name}: {count.open_loops} loops without a number of turns; their count is no count")
             found[name] = count.products / program.rows
-            again = config.clip.remat and (method, name) == ("gsclip", "stage2")
+            again = programs.config.clip.remat and (method, name) == ("gsclip", "stage2")
             note = "each block computed again (`clip.remat`)" if again else ""
             lines.append(f"| {preset or 'embedded'}, {method} | {WHAT[name]} | {found[name] / 1e12:.4f} | "
                          f"{count.other / program.rows / 1e12:.4f} | {note} |")  # fmt: skip

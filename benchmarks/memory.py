@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--programs", default="", help="default: all that the preset's method has")
     parser.add_argument("--batch", type=int, default=0, help="objects a batch (default: the preset's)")
     parser.add_argument("--model", type=int, default=1, help="devices that share the encoders' widths (config.mesh.model)")
-    parser.add_argument("--remat", choices=("yes", "no"), help="instead of the preset's own config.clip.remat")
+    parser.add_argument("--remat", choices=("yes", "no"), help="default: yes for presets, no for the embedded default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     from gsclip_jax.runtime import ahead  # before any device is asked for
@@ -51,11 +51,12 @@ def main() -> int:
     for preset in options.presets.split(","):
         config = stage2.get_config(preset or None)
         if options.remat:
-            config.clip.remat = options.remat == "yes"
+            with config.clip.ignore_type():
+                config.clip.remat = options.remat == "yes"
         programs = Programs(config, mesh)
         for name in filter(None, options.programs.split(",")) if options.programs else programs.names:
             row = ahead.compiled(programs.program(name, options.batch).lower).row()
-            rows.append({"preset": preset, "program": name, "remat": config.clip.remat, **row})
+            rows.append({"preset": preset, "program": name, "remat": programs.config.clip.remat, **row})
             shown = (
                 f"does not fit: {row['refused']}" if not row["fits"]
                 else "GB a device: " + ", ".join(f"{part} {value:.2f}" for part, value in row["gb_a_device"].items())

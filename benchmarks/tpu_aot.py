@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--program", default="", help="one program alone: features1, stage1, features2, stage2, predict")
     parser.add_argument("--batch-per-chip", type=int, default=0, metavar="N", help="objects a chip (default: the preset's batch)")
     parser.add_argument("--model", type=int, default=1, metavar="N", help="config.mesh.model: chips that share widths")
-    parser.add_argument("--remat", choices=("yes", "no"), help="instead of the preset's own config.clip.remat")
+    parser.add_argument("--remat", choices=("yes", "no"), help="default: yes for presets, no for the embedded default")
     parser.add_argument("--record", action="store_true", help="put the rows into benchmarks/tpu_aot.json, instead of those alike")
     return parser.parse_args()
 
@@ -54,14 +54,15 @@ def main() -> int:
     config = stage2.get_config(options.config or None)
     config = with_method(config, options.method) if options.method else config
     if options.remat:
-        config.clip.remat = options.remat == "yes"
+        with config.clip.ignore_type():
+            config.clip.remat = options.remat == "yes"
     chips = ahead.topology(options.topology)
     mesh = Mesh(chips.reshape(-1, options.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     programs = Programs(config, mesh)
     stages = [options.stage] if options.stage else list(PROGRAMS)
     asked = [options.program] if options.program else [name for stage in stages for name in PROGRAMS[stage]]
     about = {"topology": options.topology, "device": chips.flat[0].device_kind, "chips": chips.size, "preset": options.config,
-             "method": config.method, "model": options.model, "remat": config.clip.remat}  # fmt: skip
+             "method": config.method, "model": options.model, "remat": programs.config.clip.remat}  # fmt: skip
     rows = []
     for name in programs.names:
         if name not in asked:

@@ -103,7 +103,7 @@ def _line(error: Exception) -> str | None:
         first = text.partition("\n")[0] or "no memory left"
         return (
             f"out of memory ({first}); smaller batches (config.stage1.batch_size, config.stage2.batch_size, "
-            "config.eval.batch_size), or config.clip.remat=True"
+            "config.eval.batch_size), config.stage2.micro_batch=1 or config.clip.remat=True"
         )
     if isinstance(error, RuntimeError | AssertionError):
         return _no_platform(error)

@@ -21,8 +21,16 @@ from gsclip_jax.parts import ConfigError
 
 def clip_changes(config: ConfigDict) -> dict:
     """The fields of ClipConfig that the weights do not determine."""
-    changes = {"dtype": config.clip.dtype, "remat": config.clip.remat}
+    changes = {"dtype": config.clip.dtype, "remat": remat_of(config) is True}
     return changes | ({"vv_blocks": config.clip.vv_blocks} if config.clip.vv_blocks >= 0 else {})
+
+
+def remat_of(config: ConfigDict) -> bool | str:
+    """config.clip.remat: True, False or "auto" (what the memory asks for). Raises ConfigError for anything else."""
+    found = {"auto": "auto", "true": True, "false": False}.get(str(config.clip.remat).lower())
+    if found is None:
+        raise ConfigError(f"config.clip.remat is {config.clip.remat!r}; it has to be auto, True or False")
+    return found
 
 
 def net_config(config: ConfigDict) -> PointNet2Config:

@@ -37,6 +37,7 @@ CHOICES = {
 MANY = float("inf")
 RANGES = {
     "workers": (0, MANY), "mesh.model": (1, MANY), "save_every_s": (0, MANY), "eval.batch_size": (1, MANY),
+    "stage1.micro_batch": (0, MANY), "stage2.micro_batch": (0, MANY),
     "eval.pictures": (0, MANY), "stage1.epochs": (0, MANY), "stage2.epochs": (0, MANY), "stage1.batch_size": (1, MANY),
     "stage2.batch_size": (1, MANY), "stage1.learning_rate": (0, 10), "stage1.pointnet2_rate": (0, 10),
     "stage2.learning_rate": (0, 10), "stage2.lora_factor": (0, MANY), "model.n_ctx": (1, MANY), "model.deep_depth": (0, MANY),
@@ -109,6 +110,8 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
 def check_values(config: ConfigDict) -> None:
     """Raises ConfigError for a number out of its range or an unknown name, with the key."""
     values = identity.flat(config)
+    if "clip" in config:
+        build.remat_of(config)
     for key, known in CHOICES.items():
         if key in values:
             check_known(key, values[key], known)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
-from experiments.build import clip_changes, make_method
+from experiments.build import clip_changes, make_method, remat_of
 from experiments.data import data_config
 from gsclip_jax.convert.load import load_clip, surface_shapes
 from gsclip_jax.method import Method, Stage
@@ -105,6 +105,9 @@ class Programs:
         config = config.copy_and_resolve_references()
         if "start" in config.get("model", {}):  # sentences choose where contexts start, not the program
             config.model.start = ()
+        if remat_of(config) == "auto":  # nothing is measured here: of a paper preset, what a chip of 16 GB takes
+            with config.clip.ignore_type():
+                config.clip.remat = bool(config.preset)
         self.config, self.mesh = config, mesh
         self.method, clip = shape_of_method(config)
         self.params, self.stats = jax.eval_shape(self.method.init, jax.random.key(0))

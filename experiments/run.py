@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from data_pipelines.command import command, guarded
 from data_pipelines.files import write_json
 from data_pipelines.progress import named
 from experiments import checks, evaluations, protocol
-from experiments.build import build_model, parameter_count
+from experiments.build import build_model, parameter_count, remat_of
 from experiments.command_line import parse, usage
 from experiments.compared import compared_with
-from experiments.data import batch_size, index_rows, load_records, test_categories, wants_rgb
+from experiments.data import batch_size, index_rows, load_records, shares_statistics, test_categories, wants_rgb
 from experiments.export import finished_model, is_trained, save_model, steps_done
 from experiments.identity import check_objects, check_weights, claim_workdir, settings
 from experiments.scans import records_to_evaluate, training_key
@@ -131,6 +132,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         say("parameters: " + ", ".join(f"{group} {count:,}" for group, count in counts.items()))
     params, stats = place(params, mesh), jax.device_put(stats, replicated(mesh))
     alone = method.for_inference()
+    saving = method.with_remat(True).stages if remat_of(config) == "auto" else ()
 
     # ---- stages: each begins with the features of its objects that do not change while it trains
     if trains:
@@ -151,6 +153,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
             how = FitConfig(workdir / stage.name, mesh, config.seed, config.save_every_s)
             writer = MetricWriter(workdir / "metrics.jsonl")
             coming = lambda first: store.join(read(start_step=first))  # noqa: B023, E731  read within this iteration alone
+            if saving:
+                stage = replace(stage, saving=saving[number])  # taken where the memory asks for it
             params, stats = fit(stage, params, stats, coming, steps, how, writer)
         if config.task == "stage1" == stage.name and stage is not method.stages[-1]:
             return {}
@@ -172,10 +176,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         this.show()  # its files are written where those of another may be shown
     time_of = time if this.is_first else Timer(this.home / "seconds.json")
     with time_of("eval"):
-        size = batch_size(config, mesh)
+        size, together = batch_size(config, mesh), shares_statistics(config)
         read = partial(batches.eval_batches, tested, batch_size=size, places=batch_places(mesh, size))
         unscored = partial(batches_with, read, index)
-        evaluate.score_objects(alone, params, stats, index, unscored, this.home / "eval", mesh=mesh, rgb=wants_rgb(config))
+        how = {"mesh": mesh, "rgb": wants_rgb(config), "together": together}
+        evaluate.score_objects(alone, params, stats, index, unscored, this.home / "eval", **how)
         tables = evaluate.tabulate(index, this.home / "eval")
 
     # ---- results: the tables, and all that they came from

@@ -49,6 +49,11 @@ class Stage:
       train: group -> learning rate.
       loss: (trainable, frozen, stats, batch, key) -> (scalar, (new statistics, scalars to log)), differentiated in the first;
         without a key nothing is dropped.
+      alone: the loss, and what it logs, are means over objects that do not see each other, and statistics stay as they are; then
+        gradients can be taken of a few objects at a time (`micro_batch`) and are the same. The loss then gets their rows in the
+        batch, `place` int32 [B].
+      micro_batch: objects whose gradients are taken at once; 0: as many as the memory holds.
+      saving: the same stage for less memory and more time, where there is a choice.
       by_epoch: the loss takes `epoch` as well, int32 [], counted from 0: terms that join late, in one compiled step and with the
         optimiser's state kept.
       features: (params, stats, batch) -> what of a batch does not change while the stage trains ([B, ...] each); it is computed
@@ -67,6 +72,22 @@ class Stage:
     depends_on: tuple[str, ...] = ()
     optimiser: Optimiser | None = None
     by_epoch: bool = False
+    alone: bool = False
+    micro_batch: int = 0
+    saving: Stage | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a micro-batch that would change the result, or that the batch is no multiple of."""
+        if self.micro_batch and not self.alone:
+            raise ValueError(
+                f"config.{self.name}.micro_batch is {self.micro_batch}, but the objects of a batch share statistics or terms in "
+                "this stage: a part of them has another gradient; set it to 0"
+            )
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"config.{self.name}.micro_batch is {self.micro_batch}, which does not divide the batch of {self.batch_size} "
+                "objects"
+            )
 
 
 class Method(Protocol):
@@ -83,6 +104,9 @@ class Method(Protocol):
 
     def start(self, params: Params) -> Params:
         """The parameters training begins with, once everything is loaded."""
+
+    def with_remat(self, remat: bool) -> Method:
+        """The same method; its encoders' blocks are computed again in the backward pass, or kept."""
 
     def for_inference(self) -> Method:
         """The same method with nothing computed twice: where no gradient is taken, rematerialisation saves nothing."""
@@ -105,5 +129,8 @@ class MethodBase:
     def start(self, params: Params) -> Params:
         return params
 
-    def for_inference(self) -> MethodBase:
+    def with_remat(self, remat: bool) -> MethodBase:
         return self
+
+    def for_inference(self) -> MethodBase:
+        return self.with_remat(False)

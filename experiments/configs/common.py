@@ -66,7 +66,10 @@ def embedded() -> ConfigDict:
         # Evaluate on another data set than the one trained on (cross-data-set): a preset's name, or folder, prerendered or
         # synthetic; its folder; `data`: values of its recipe to change, by the names above.
         "target": {"name": "", "root": "", "categories": (), "data": {}},
-        "clip": {"name": "mini", "tokenizer": "", "random": False, "dtype": "float32", "remat": False, "vv_blocks": -1},
+        "clip": {
+            "name": "mini", "tokenizer": "", "random": False, "dtype": "float32", "vv_blocks": -1,
+            "remat": "auto",  # each block again in the backward pass: True, False, or auto, where the memory asks for it
+        },
         "pointnet2": {
             "weights": "mini",  # a file, "mini", or "" for a random start
             "centroids": (256, 64, 16, 8), "radii": (0.15, 0.3, 0.6, 0.9), "neighbours": 32,
@@ -133,8 +136,7 @@ def paper(name: str) -> ConfigDict:
     config.compare = ()
     config.data.update({"name": name, "train_category": AUXILIARY[name][0], **recipe(name)})
     config.data.synthetic = ConfigDict()
-    # Each block again in the backward pass: without, stage 2 keeps 17 GB for one object, more than many chips have.
-    config.clip.update({"name": "ViT-L-14-336px.pt", "dtype": "bfloat16", "remat": True})
+    config.clip.update({"name": "ViT-L-14-336px.pt", "dtype": "bfloat16"})
     config.pointnet2.update({
         "weights": "", "centroids": (1024, 256, 64, 16), "radii": (0.1, 0.2, 0.4, 0.8), "neighbours": 32,
     })  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data_pipelines.files import atomic
 from data_pipelines.progress import Progress
 from gsclip_jax.evaluation import metrics
 from gsclip_jax.method import Method, Params, Scores, Stats
+from gsclip_jax.runtime.memory import choose
 from gsclip_jax.runtime.names import csv_text, file_part
 from gsclip_jax.runtime.sharding import pad_batch, put_batch
 
@@ -36,6 +38,7 @@ def score_objects(
     *,
     mesh: jax.sharding.Mesh,
     rgb: bool = False,
+    together: bool = False,
 ) -> None:
     """Writes folder/CATEGORY/OBJECT.npz with points float32 [M], valid, point_mask bool [M], regions int32 [M] (0 = none),
     organised bool, object float32, label int; with `rgb` also points_colour, points_joint, object_colour, object_joint.
@@ -44,32 +47,33 @@ def score_objects(
       index: one row an object: {"object_index", "category", "name"}.
       batches: object_index numbers -> batches with exactly those objects, in order, the last one padded. A batch that does not
         divide among the devices is filled up with repeats.
+      together: the objects of a batch share statistics: it is never taken in parts. Else it is where the memory asks for it.
+
+    Raises:
+      DoesNotFit: not even the smallest part of a batch can be scored in the memory.
     """
     folder = Path(folder)
     by_number = {row["object_index"]: row for row in index}
     missing = [row["object_index"] for row in index if not object_file(folder, row).exists()]
     if not missing:
         return
-    predict = jax.jit(partial(_with_colour, method) if rgb else lambda *args: (method.predict(*args), {}))
+    predict, program = partial(_with_colour if rgb else _alone, method), None
     progress, done = Progress("evaluating", len(missing)), 0
     for batch in batches(missing):
         batch = pad_batch(batch, mesh)
-        scores, more = predict(params, stats, put_batch(batch, mesh))
-        points, objects = _local(scores.points), _local(scores.object)
-        more = {name: _local(value) for name, value in more.items()}
+        program = program or _planned(predict, (params, stats), batch, mesh, together)
+        found = program(batch)
         for row in np.flatnonzero(batch["real"]):
             valid, mask = batch["valid"][row], batch["point_mask"][row]
             organised = bool(batch["organised"][row])
             _write(
                 object_file(folder, by_number[int(batch["object_index"][row])]),
-                points=points[row].astype(np.float32),
                 valid=valid,
                 point_mask=mask,
                 regions=_regions(mask & valid, batch["xyz"][row], organised),
                 organised=organised,
-                object=objects[row].astype(np.float32),
                 label=int(batch["label"][row]),
-                **{name: value[row] for name, value in more.items()},
+                **{name: value[row] for name, value in found.items()},
             )
             done += 1
         progress.update(done * jax.process_count())
@@ -77,11 +81,54 @@ def score_objects(
         multihost_utils.sync_global_devices("evaluated")
 
 
-def _with_colour(method, params: Params, stats: Stats, batch) -> tuple[Scores, dict[str, jax.Array]]:
+@dataclass(frozen=True)
+class ScorePlan:
+    """Rows of this process that are scored at once, of those of a batch."""
+
+    rows: int
+    batch: int
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rows} of {self.batch} objects at once" if self.rows < self.batch else "whole batches"
+
+
+def _planned(predict, given: tuple, batch: dict, mesh: jax.sharding.Mesh, together: bool) -> Callable[[dict], dict]:
+    """host batch -> scores of this process's rows, host arrays; by the largest parts of a batch that fit the memory."""
+    count, smallest = len(batch["real"]), len(pad_batch({"real": batch["real"][:1]}, mesh)["real"])
+    sizes = [count] if together else [rows for rows in range(count, 0, -1) if count % rows == 0 and rows % smallest == 0]
+    jitted = jax.jit(predict)
+
+    def part(batch: dict, start: int, rows: int) -> dict[str, jax.Array]:
+        return put_batch({name: value[start : start + rows] for name, value in batch.items()}, mesh)
+
+    def compiled(plan: ScorePlan) -> jax.stages.Compiled:
+        with jax.set_mesh(mesh):
+            return jitted.lower(*given, part(batch, 0, plan.rows)).compile()
+
+    plan, program, _ = choose("evaluation", [ScorePlan(rows, count) for rows in sizes], compiled, mesh)
+
+    def scored(batch: dict) -> dict:
+        found = [jax.tree.map(_local, program(*given, part(batch, start, plan.rows))) for start in range(0, count, plan.rows)]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    return scored
+
+
+def _alone(method: Method, params: Params, stats: Stats, batch) -> dict[str, jax.Array]:
+    """What is written of a batch's scores: {points [B,M], object [B]}, float32. Those of the views are not even computed."""
+    return _written(method.predict(params, stats, batch))
+
+
+def _with_colour(method, params: Params, stats: Stats, batch) -> dict[str, jax.Array]:
     """The scores without colour, and what the colour plug-in adds."""
     found = method.predict_rgb(params, stats, batch)
     maps = {f"points_{part}": found[f"{part}_map"].reshape(len(batch["label"]), -1) * batch["valid"] for part in PARTS}
-    return found["geometry"], {**maps, **{f"object_{part}": found[part] for part in PARTS}}
+    return {**_written(found["geometry"]), **maps, **{f"object_{part}": found[part] for part in PARTS}}
+
+
+def _written(scores: Scores) -> dict[str, jax.Array]:
+    return {"points": scores.points.astype(np.float32), "object": scores.object.astype(np.float32)}
 
 
 def _regions(mask: np.ndarray, xyz: np.ndarray, organised: bool) -> np.ndarray:

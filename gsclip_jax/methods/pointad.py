@@ -44,6 +44,7 @@ class Stage1:
     epochs: int = 15
     batch_size: int = 4
     learning_rate: float = 2e-3
+    micro_batch: int = 0  # objects whose gradients are taken at once: the same sums; 0: as many as the memory holds
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,13 @@ class PointAd(MethodBase):
         self.prompts = PromptConfig(m.n_ctx, m.deep_depth, m.n_deep, shape_dim=0)
         self.smoothing = Smoothing(m.smooth_sigma, m.smooth_width, m.smooth_rounds)
         self.stages = (Stage("stage1", {"prompts": one.learning_rate}, ("clip",), one.epochs, one.batch_size, loss=self.loss,
-                             features=self.features),)  # fmt: skip
+                             features=self.features, alone=True, micro_batch=one.micro_batch),)  # fmt: skip
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
         return {"prompts": init_prompts(key, self.prompts, self.clip)}, {}
 
-    def for_inference(self) -> PointAd:
-        return PointAd(self.cfg, replace(self.clip, remat=False), self.words)
+    def with_remat(self, remat: bool) -> PointAd:
+        return PointAd(self.cfg, replace(self.clip, remat=remat), self.words)
 
     def text(self, params: Params) -> jax.Array:
         """(T_N, T_A), normalised, the same for every object: [1,2,E]."""

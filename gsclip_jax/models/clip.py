@@ -18,6 +18,7 @@ from flax import nnx
 
 from gsclip_jax.models.clip_blocks import Block, Draw, LayerNorm, run_blocks
 from gsclip_jax.models.clip_config import ClipConfig
+from gsclip_jax.models.lora import Dropout
 from gsclip_jax.models.precision import product
 from gsclip_jax.runtime.keys import check_keys
 
@@ -172,9 +173,8 @@ def encode_image(
     lora: Mapping[str, Any] | None = None,
     vv: bool = False,
     layers: tuple[int, ...] | None = None,
-    dropout_key: jax.Array | None = None,
     lora_scale: float = 2.0,
-    lora_dropout: float = 0.1,
+    dropout: Dropout | None = None,
     keep: jax.Array | None = None,
 ) -> Encoded:
     """Encodes network inputs x[...,H,W,3] (any leading axes, any size that is a multiple of the patch).
@@ -183,7 +183,7 @@ def encode_image(
       lora: factors of `init_lora` for this stream; scaled by `lora_scale` (alpha / rank).
       vv: take the tokens from the V-V attention path of the last `cfg.vv_blocks` blocks (render stream).
       layers: 1-based numbers of the blocks whose tokens to return; the last by default.
-      dropout_key: turns on dropout (rate `lora_dropout`) on the input of the LoRA factors: training only.
+      dropout: on the input of the LoRA factors, training only; its `images` are the numbers of x's, flattened.
       keep: int [...,K], the patches to encode and to return tokens of; the others are left out, as if they were not there.
 
     Raises:
@@ -201,7 +201,7 @@ def encode_image(
     features = run_blocks(
         clip.visual.blocks, tokens, remat=cfg.remat, layers=layers,
         vv_start=cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None,
-        lora=lora, lora_scale=lora_scale, lora_dropout=lora_dropout, dropout_key=dropout_key,
+        lora=lora, lora_scale=lora_scale, dropout=dropout,
     )  # fmt: skip
     cls = clip.visual.project(features.last[:, 0])
     tokens = clip.visual.project(features.tokens)

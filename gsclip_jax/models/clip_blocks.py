@@ -15,7 +15,7 @@ import optax.contrib
 from flax import nnx
 
 from gsclip_jax.models.layers import layer_norm
-from gsclip_jax.models.lora import lora_delta
+from gsclip_jax.models.lora import Dropout, lora_delta
 from gsclip_jax.models.precision import product
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # those of clip_config
@@ -100,16 +100,17 @@ class Mlp(nnx.Module):
 
 
 class LoraStep(NamedTuple):
-    """What one layer's MLP needs of LoRA: its two pairs of factors, their factor, and the layer's dropout key."""
+    """What one layer's MLP needs of LoRA: its two pairs of factors, their factor, and the layer's own dropout."""
 
     params: Mapping[str, Any]
     scale: float
-    dropout: float
-    key: jax.Array | None
+    dropout: Dropout | None
 
     def delta(self, name: str, x: jax.Array) -> jax.Array:
-        key = None if self.key is None else jax.random.fold_in(self.key, ("fc", "proj").index(name))
-        return lora_delta(self.params[name], x, scale=self.scale, dropout=self.dropout, key=key)
+        own = self.dropout
+        if own is not None:
+            own = own._replace(key=jax.random.fold_in(own.key, ("fc", "proj").index(name)))
+        return lora_delta(self.params[name], x, scale=self.scale, dropout=own)
 
 
 class Block(nnx.Module):
@@ -161,8 +162,7 @@ def run_blocks(
     mask: jax.Array | None = None,
     lora: Mapping[str, Any] | None = None,
     lora_scale: float = 2.0,
-    lora_dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    dropout: Dropout | None = None,
     deep: jax.Array | None = None,
 ) -> Features:
     """Runs x[B,T,W] through all layers by one scan.
@@ -173,13 +173,13 @@ def run_blocks(
       layers: 1-based numbers of the blocks whose tokens to return.
       vv_start: 0-based first block of the V-V path; None for no such path.
       mask: bool [T,T], false where attention is forbidden (original path only).
-      lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; dropout on its input only with a `dropout_key`.
+      lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; `dropout` is that of its input.
       deep: [n,K,W] in x's dtype; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
     """
     graph, state = nnx.split(blocks)
     depth = blocks.ln_1.scale.shape[0]
     numbers = jnp.arange(depth)
-    keys = None if lora is None or dropout_key is None else jax.random.split(dropout_key, depth)
+    keys = None if lora is None or dropout is None else jax.random.split(dropout.key, depth)
     wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
     if deep is not None:
         n = deep.shape[0]
@@ -191,7 +191,8 @@ def run_blocks(
         if layer_deep is not None:
             replaced = x.at[:, 1 : 1 + layer_deep.shape[0]].set(layer_deep)
             x = jnp.where((number >= 1) & (number <= n), replaced, x)
-        step_lora = None if layer_lora is None else LoraStep(layer_lora, lora_scale, lora_dropout, key)
+        own = None if key is None else dropout._replace(key=key)
+        step_lora = None if layer_lora is None else LoraStep(layer_lora, lora_scale, own)
         in_second = None if second is None else number >= vv_start
         x, second = nnx.merge(graph, layer_state)(x, second, in_second=in_second, mask=mask, lora=step_lora)
         if kept is not None:

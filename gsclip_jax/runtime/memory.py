@@ -6,19 +6,44 @@ on with another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 
 GB = 1e9
-SPARE = 0.1  # of what is free: the next batch on its way, fragments, other programs
+SPARE = 0.1  # of what is free: the next batch on its way, fragments
+SPARE_OF_A_COMPUTER = 0.5  # its memory is also that of the files that are read, and of other programs
 
 
 class DoesNotFit(ValueError):
     """No plan fits the memory; the message says what was needed and what there is."""
+
+
+class Plan(Protocol):
+    """A way to run a program; `str` says it in a few words."""
+
+    @property
+    def rows(self) -> int:
+        """Objects that are computed at once."""
+
+    @property
+    def kind(self) -> Any:
+        """Equal for plans that differ in `rows` alone."""
+
+
+class Choice(NamedTuple):
+    """The plan that was taken, its program, and what it needs (None where nobody says)."""
+
+    plan: Any
+    program: jax.stages.Compiled
+    use: Use | None
 
 
 @dataclass(frozen=True)
@@ -76,3 +101,64 @@ def _group_memory(own: Path, root: Path) -> Iterator[int]:
                     yield int(text) - int((folder / now).read_text()) + int(held.get(cache, 0))
             except OSError:
                 continue
+
+
+def least_free(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that every device of the mesh has left, the same number for all processes; None where nobody says."""
+    mine = [free(device) for device in mesh.local_devices]
+    found = -1 if None in mine else min(mine)
+    if jax.process_count() > 1:  # all take the same plan, or they wait for each other for ever
+        found = int(np.min(multihost_utils.process_allgather(np.int64(found))))
+    return None if found < 0 else found
+
+
+def choose(what: str, plans: Sequence[Plan], compiled: Callable[[Any], jax.stages.Compiled], mesh: jax.sharding.Mesh) -> Choice:
+    """Compiles programs until one fits, and says in one line on standard error which it is.
+
+    Args:
+      what: the work, for messages: 'stage2'.
+      plans: from the cheapest to the smallest, at least one.
+      compiled: makes the program of a plan.
+
+    Returns:
+      The first that leaves some of the memory free (`SPARE`); else the last, where it fits at all.
+
+    Raises:
+      DoesNotFit: not even the last fits.
+    """
+    there = least_free(mesh)
+    spare = SPARE_OF_A_COMPUTER if mesh.devices.flat[0].platform == "cpu" else SPARE
+    room = None if there is None else (1 - spare) * there
+    needed: list[tuple[Plan, int]] = []  # of what was compiled and is too much
+    for plan in plans:
+        last = plan == plans[-1]
+        # Half of a batch needs at least half of what the batch does: what cannot fit is not even compiled.
+        alike = [bytes_ * plan.rows / other.rows for other, bytes_ in needed if other.kind == plan.kind]
+        if not last and room is not None and max(alike, default=0) > room:
+            continue
+        try:
+            program = compiled(plan)
+        except jax.errors.JaxRuntimeError as error:  # the compilers of accelerators refuse what is too large
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if last:
+                raise DoesNotFit(f"{what}: {_too_much(plan, None, there)} ({str(error).splitlines()[0][:200]})") from None
+            continue
+        use = used(program)
+        if room is None or use.more <= room or (last and use.more <= there):
+            _say(what, plan, use, there)
+            return Choice(plan, program, use)
+        needed.append((plan, use.more))
+    raise DoesNotFit(f"{what}: {_too_much(plans[-1], needed[-1][1], there)}")
+
+
+def _say(what: str, plan: Plan, use: Use, there: int | None) -> None:
+    if jax.process_index() == 0:
+        left = "" if there is None else f" of {there / GB:.3g} GB that are free"
+        print(f"{what}: {plan}; {use.more / GB:.2g} GB{left} on each device", file=sys.stderr)
+
+
+def _too_much(plan: Plan, needed: int | None, there: int | None) -> str:
+    need = "more memory than a device has" if needed is None else f"{needed / GB:.2g} GB of each device"
+    left = "" if there is None else f", and {there / GB:.2g} GB are free"
+    return f"even the smallest plan ({plan}) needs {need}{left}; use more devices, or smaller batches"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -19,10 +20,12 @@ import optax
 from data_pipelines.command import stopping
 from data_pipelines.progress import Progress
 from gsclip_jax.method import Params, Stage, Stats
+from gsclip_jax.runtime.memory import choose
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import path_name, place, put_batch, replicated, specs
 from gsclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from gsclip_jax.training.optim import Adam
+from gsclip_jax.training.plan import StepPlan, gradient, step_plans
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "trainable", "opt_state", "stats"], meta_fields=[])
@@ -59,8 +62,13 @@ def make_optimiser(stage: Stage, steps: int) -> optax.GradientTransformation:
     return (stage.optimiser or Adam()).build(stage.train, steps)
 
 
-def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_epoch: int = 1) -> Callable:
+def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_epoch: int = 1, rows: int = 0,
+              places: Any = None) -> Callable:  # fmt: skip
     """step(state, frozen, batch, key) -> (state, metrics), compiled once; `state` is donated.
+
+    Args:
+      rows: objects whose gradients are taken at once (`plan.gradient`); 0: all of them.
+      places: shardings of the new state; None: as the compiler finds it good.
 
     A batch that was filled up for the devices is cut to `stage.batch_size` rows again: the repeats take no part, and the result
     is the same on any number of devices. The epoch follows from the state's step, so that a run that goes on from a checkpoint
@@ -71,7 +79,7 @@ def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_e
         key = jax.random.fold_in(key, state.step)
         if "real" in batch:
             batch = {name: value[: stage.batch_size] for name, value in batch.items()}
-        grad_of = jax.value_and_grad(stage.loss, argnums=0, has_aux=True)
+        grad_of = gradient(stage, rows)
         when = {"epoch": state.step // steps_per_epoch} if stage.by_epoch else {}
         (loss, (stats, metrics)), grads = grad_of(state.trainable, frozen, state.stats, batch, key, **when)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.trainable)
@@ -79,7 +87,7 @@ def make_step(stage: Stage, optimiser: optax.GradientTransformation, steps_per_e
         metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
         return State(state.step + 1, trainable, opt_state, stats), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=None if places is None else (places, None))
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def fit(
       All parameters (trained and frozen) and the statistics, on the mesh.
 
     Raises:
-      ValueError: a group unclaimed (partition), or no checkpoint that can be gone on from (CheckpointError).
+      ValueError: a group unclaimed (partition), no checkpoint that can be gone on from (CheckpointError), or no way to compute a
+        step within the memory (DoesNotFit).
       FloatingPointError: the loss, the gradient or the state is not finite. Such a state is never saved: the last checkpoint
         stays as it is, and a second call goes on from it.
     """
@@ -132,19 +141,44 @@ def fit(
         if first < steps:
             if writer:
                 writer.rewind(stage.name, first)
-            step, key, coming = make_step(stage, optimiser, steps_per_epoch), jax.random.key(run.seed), batches(first)
+            key, coming = jax.random.key(run.seed), (put_batch(batch, run.mesh) for batch in batches(first))
+            batch = next(coming)
+            step = planned_step(stage, optimiser, steps_per_epoch, run.mesh, (state, frozen, batch, key))
+            coming = itertools.chain([batch], coming)
+            del batch
             watch = Watch(stage.name, first, writer, Progress(stage.name, steps), run.log_every, steps)
             saved = time.monotonic()
             for number in range(first + 1, steps + 1):
                 if stopping():
                     raise KeyboardInterrupt
-                state, metrics = step(state, frozen, put_batch(next(coming), run.mesh), key)
+                state, metrics = step(state, frozen, next(coming), key)
                 watch.add(number, metrics)
                 if time.monotonic() - saved > run.save_every_s and number < steps:
                     watch.save(checkpoints, number, state)
                     saved = time.monotonic()
             watch.save(checkpoints, steps, state)
     return {**frozen, **state.trainable}, state.stats
+
+
+def planned_step(
+    stage: Stage, optimiser: optax.GradientTransformation, steps_per_epoch: int, mesh: jax.sharding.Mesh, given: tuple,
+) -> Callable:  # fmt: skip
+    """The compiled step of the cheapest plan that fits the memory; it takes arguments of the shapes and places of `given`.
+
+    Args:
+      given: (state, frozen, batch, key), as the first step takes them.
+
+    Raises:
+      DoesNotFit: no plan does.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, given[0])
+
+    def compiled(plan: StepPlan) -> jax.stages.Compiled:
+        step = make_step(plan.stage, optimiser, steps_per_epoch, plan.rows if plan.rows < stage.batch_size else 0, places)
+        with jax.set_mesh(mesh):
+            return step.lower(*given).compile()
+
+    return choose(stage.name, step_plans(stage, mesh.shape["data"]), compiled, mesh).program
 
 
 class Watch:

@@ -33,8 +33,8 @@ class Coloured(pointad.PointAd):
 
         self.stages = (dataclasses.replace(self.stages[0], features=features, loss=loss),)
 
-    def for_inference(self):
-        return Coloured(self.cfg, dataclasses.replace(self.clip, remat=False), self.words)
+    def with_remat(self, remat):
+        return Coloured(self.cfg, dataclasses.replace(self.clip, remat=remat), self.words)
 
 
 @pytest.fixture(autouse=True)

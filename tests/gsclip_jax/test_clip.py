@@ -29,7 +29,7 @@ from gsclip_jax.models.clip import (
     preprocess_views,
 )
 from gsclip_jax.models.lift import upsample
-from gsclip_jax.models.lora import init_lora, lora_delta, merge_lora
+from gsclip_jax.models.lora import Dropout, init_lora, lora_delta, merge_lora
 from gsclip_jax.models.similarity import patch_grid, probabilities, similarity_grid, text_logits, view_probability
 from tests.recorded import Recorded, nhwc
 
@@ -45,8 +45,8 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 @partial(jit, static_argnames=("cfg", "vv", "layers", "lora_dropout"))
 def images_with(cfg, params, x, *, lora=None, vv=False, layers=None, key=None, lora_scale=2.0, lora_dropout=0.1):
-    return encode_image(clip_module(cfg, params), x, lora=lora, vv=vv, layers=layers, dropout_key=key,
-                        lora_scale=lora_scale, lora_dropout=lora_dropout)  # fmt: skip
+    return encode_image(clip_module(cfg, params), x, lora=lora, vv=vv, layers=layers, lora_scale=lora_scale,
+                        dropout=None if key is None else Dropout(key, lora_dropout))  # fmt: skip
 
 
 @partial(jit, static_argnames="cfg")
@@ -233,7 +233,7 @@ def test_lora_dropout_is_drawn_by_key_and_right_on_average(tiny):
     assert np.abs(first - second).max() > 1e-3
     factors = jax.tree.map(lambda x: x[0], lora["fc"])
     x = np.broadcast_to(normal(5, 32), (20000, 32))
-    delta = jit(partial(lora_delta, scale=2.0, dropout=0.3))(factors, x, key=keys[0])
+    delta = jit(lambda *given: lora_delta(*given, scale=2.0, dropout=Dropout(keys[0], 0.3)))(factors, x)
     exact = 2 * x[0] @ factors["a"] @ factors["b"]
     np.testing.assert_allclose(delta.mean(0), exact, atol=0.03)
     assert np.std(delta, axis=0).min() > 0.01

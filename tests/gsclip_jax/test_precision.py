@@ -24,7 +24,7 @@ from gsclip_jax.methods.surface import with_surface
 from gsclip_jax.methods.surface.descriptor import describe, encode_surface, init_surface
 from gsclip_jax.models.clip import clip_module, encode_text
 from gsclip_jax.models.lift import lift, upsample
-from gsclip_jax.models.lora import lora_delta, merge_lora
+from gsclip_jax.models.lora import Dropout, lora_delta, merge_lora
 from gsclip_jax.models.pointnet2 import pointnet2
 from gsclip_jax.models.similarity import text_logits
 from gsclip_jax.models.smoothing import smooth_grid
@@ -186,7 +186,7 @@ def test_lora_multiplies_and_sums_its_gradients_in_float32():
     x = jnp.asarray(rng.standard_normal((3, 4, 50, 32)), jnp.bfloat16)
     factors = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in (("a", (32, 8)), ("b", (8, 64)))}
     key, pull = jax.random.key(1), jnp.asarray(rng.standard_normal((3, 4, 50, 64)), jnp.bfloat16)
-    delta = partial(lora_delta, scale=scale, dropout=rate, key=key)
+    delta = partial(lora_delta, scale=scale, dropout=Dropout(key, rate))
     value = jit(delta)(factors, x)
     grads, to_x = jit(jax.grad(lambda f, x: (delta(f, x) * pull.astype(jnp.float32)).sum(), (0, 1)))(factors, x)
 

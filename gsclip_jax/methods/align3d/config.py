@@ -51,6 +51,7 @@ class Stage1:
     scr_weight: float = 1.0  # lambda: a token weighs 1 + lambda * sigmoid(scr_scale * s)
     scr_scale: float = 1.0  # ours, for ablation
     align_cls_token: bool = True  # the V-V path's class token is one of the local tokens, as released
+    micro_batch: int = 0  # objects whose gradients are taken at once: the same sums; 0: as many as the memory holds
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Stage2:
     learning_rate: float = 1e-3
     contrast_epochs: int = 5  # the last ones, with the contrastive term between the branches (DpCA); 0: never
     contrast_scale: float = 0.1  # of that term
+    micro_batch: int = 0  # objects whose gradients are taken at once: the same sums; 0: as many as the memory holds
 
 
 @dataclass(frozen=True)

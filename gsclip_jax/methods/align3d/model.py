@@ -54,11 +54,12 @@ class Align3d(MethodBase):
         aligned = ("aligner",) if self.aligns else ()
         stage1 = Stage(
             "stage1", {"aligner": one.learning_rate}, ("clip", *self.branches), one.epochs, one.batch_size,
-            loss=self.stage1_loss, features=self.stage1_features, by_epoch=True,
+            loss=self.stage1_loss, features=self.stage1_features, by_epoch=True, alone=True, micro_batch=one.micro_batch,
         )  # fmt: skip
         stage2 = Stage(
             "stage2", dict.fromkeys(self.branches, two.learning_rate), ("clip", *aligned), two.epochs, two.batch_size,
             loss=self.stage2_loss, features=self.stage2_features, by_epoch=True, depends_on=("stage1",) if aligned else (),
+            alone=not (m.mixed_views or m.dice_per_row), micro_batch=two.micro_batch,
         )  # fmt: skip
         self.stages = (stage1, stage2) if aligned else (stage2,)
 
@@ -68,8 +69,8 @@ class Align3d(MethodBase):
         params = {name: params[name] for name in self.branches}
         return params | ({"aligner": aligner.init_aligner(first, self.clip.embed_dim)} if self.aligns else {}), {}
 
-    def for_inference(self) -> Align3d:
-        return Align3d(self.cfg, replace(self.clip, remat=False), self.words, self.data_set)
+    def with_remat(self, remat: bool) -> Align3d:
+        return Align3d(self.cfg, replace(self.clip, remat=remat), self.words, self.data_set)
 
     # ---- stage 1: alignment
 

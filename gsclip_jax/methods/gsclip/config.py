@@ -59,6 +59,7 @@ class Stage2:
     batch_size: int = 4
     learning_rate: float = 5e-4
     lora_factor: float = 0.1  # LoRA's learning rate over SRM's
+    micro_batch: int = 0  # objects whose gradients are taken at once: the same sums; 0: as many as the memory holds
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,14 @@ class Switched(GsClip):
     def __init__(self, switches: Switches, cfg: Config, clip: ClipConfig, net: PointNet2Config,
                  sentences: tuple[list[int], ...] = ()):  # fmt: skip
         self.switches = switches
+        self.alone = not (switches.mixed_views or switches.dice_per_row or switches.stage2_prompts_train)
         if switches.own_depth_tower:
             self.loads = ("clip", "clip_depth")
         super().__init__(cfg, clip, net, sentences)
         self.gddm = replace(self.gddm, weight_by_score=switches.weight_by_score)
 
-    def for_inference(self) -> Switched:
-        return Switched(self.switches, self.cfg, replace(self.clip, remat=False), self.net, self.sentences)
+    def with_remat(self, remat: bool) -> Switched:
+        return Switched(self.switches, self.cfg, replace(self.clip, remat=remat), self.net, self.sentences)
 
     # ---- text
 

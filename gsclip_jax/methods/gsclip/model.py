@@ -27,7 +27,7 @@ from gsclip_jax.methods.gsclip.srm import SrmConfig, init_srm, srm
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_text
 from gsclip_jax.models.layers import normalise
-from gsclip_jax.models.lora import init_lora
+from gsclip_jax.models.lora import Dropout, init_lora
 from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
 from gsclip_jax.models.smoothing import Smoothing, smooth
 from gsclip_jax.models.views import Evidence
@@ -42,6 +42,7 @@ class GsClip(MethodBase):
 
     name = "gsclip"
     loads = ("clip",)
+    alone = True  # objects do not see each other in stage 2; in stage 1 PointNet++ normalises them together
     smooth_points = staticmethod(smooth)
 
     def __init__(self, cfg: Config, clip: ClipConfig, net: PointNet2Config, sentences: tuple[list[int], ...] = ()):
@@ -58,7 +59,7 @@ class GsClip(MethodBase):
         stage2 = Stage(
             "stage2", {"srm": two.learning_rate, "lora": two.learning_rate * two.lora_factor},
             (*frozen, "prompts", "gddm", "pointnet2"), two.epochs, two.batch_size, loss=self.stage2_loss,
-            features=self.stage2_features, depends_on=("stage1",),
+            features=self.stage2_features, depends_on=("stage1",), alone=self.alone, micro_batch=two.micro_batch,
         )  # fmt: skip
         self.stages: tuple[Stage, ...] = (stage1, stage2)
 
@@ -81,8 +82,8 @@ class GsClip(MethodBase):
     def start(self, params: Params) -> Params:
         return start_from_sentences(params, clip_module(self.clip, params["clip"]), *self.sentences) if self.sentences else params
 
-    def for_inference(self) -> GsClip:
-        return GsClip(self.cfg, replace(self.clip, remat=False), self.net, self.sentences)
+    def with_remat(self, remat: bool) -> GsClip:
+        return GsClip(self.cfg, replace(self.clip, remat=remat), self.net, self.sentences)
 
     # ---- stage 1: text
 
@@ -126,13 +127,23 @@ class GsClip(MethodBase):
         """Render stream, normalised, [B,V,1+P,E]."""
         return views.render_tokens(self.clip, params.get("clip", {}), batch)  # stored tokens need no tower
 
-    def depth_tokens(self, params: Params, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E]."""
-        m = self.cfg.model
+    def depth_tokens(
+        self, params: Params, images: jax.Array, key: jax.Array | None = None, place: jax.Array | None = None
+    ) -> jax.Array:
+        """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E].
+
+        Args:
+          key: turns LoRA's dropout on.
+          place: int [B], rows of a whole batch that these objects are a part of.
+        """
+        m, dropout = self.cfg.model, None
+        if key is not None:
+            count = images.shape[1]
+            numbers = None if place is None else (place[:, None] * count + jnp.arange(count)).ravel()
+            dropout = Dropout(key, m.lora_dropout, numbers)
         clip = clip_module(self.clip, {"visual": self.depth_tower(params)})
         encoded = encode_image(
-            clip, images, lora=params["lora"], dropout_key=dropout_key, lora_scale=m.lora_alpha / m.lora_rank,
-            lora_dropout=m.lora_dropout,
+            clip, images, lora=params["lora"], lora_scale=m.lora_alpha / m.lora_rank, dropout=dropout
         )  # fmt: skip
         return normalise(encoded.tokens[-1])
 
@@ -152,7 +163,7 @@ class GsClip(MethodBase):
 
     def stage2_tokens(self, params: Params, batch: Arrays, key: jax.Array | None = None) -> jax.Array:
         """Both streams of a batch, fused; `key` turns LoRA's dropout on."""
-        depth = self.depth_tokens(params, views.images(self.clip, batch["depth"]), key)
+        depth = self.depth_tokens(params, views.images(self.clip, batch["depth"]), key, batch.get("place"))
         return self.fused_tokens(params, self.render_tokens(params, batch), depth)
 
     def stage2_features(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:

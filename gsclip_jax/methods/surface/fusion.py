@@ -46,8 +46,11 @@ class WithSurface:
         """What the stream does not change is the wrapped method's."""
         return getattr(self.method, name)
 
+    def with_remat(self, remat: bool) -> WithSurface:
+        return WithSurface(self.method.with_remat(remat), self.share)
+
     def for_inference(self) -> WithSurface:
-        return WithSurface(self.method.for_inference(), self.share)
+        return self.with_remat(False)
 
     def evidence(self, params: Params, stats: Stats, batch: Arrays) -> tuple[SurfaceEvidence, jax.Array]:
         """What views and surface say, and the texts [B,2,E] that they were compared with."""
