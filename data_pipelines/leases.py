@@ -36,6 +36,7 @@ class Lease:
     def __init__(self, folder: Path, term_s: float = TERM_S, lost: Callable[[], None] = lambda: None):
         self.term_s, self._lost = term_s, lost
         self._files, self._seen, self._mine = Objects(folder), {}, None
+        self._lost_sign: tuple[str, str, int] | None = None
         self._owner = {"id": uuid.uuid4().hex, **_here(), "term_s": term_s}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,6 +46,15 @@ class Lease:
         names = self._files.names()
         found = self._read(names[-1]) if names else None
         return None if found is None or self._gone(names[-1], found) else f"process {found['pid']} on {found['host']}"
+
+    def sign(self) -> str:
+        """The last sign of life of a holder that was found lost: another process of this machine need not wait for it again."""
+        return json.dumps(self._lost_sign) if self._lost_sign else ""
+
+    def believe(self, sign: str) -> None:
+        """Takes the holder whose last sign of life this is for lost."""
+        if sign:
+            self._seen[tuple(json.loads(sign))] = -float("inf")
 
     def take(self) -> bool:
         """Takes the lease if it is free, or its holder lost; from then on it is renewed until `release`."""
@@ -128,7 +138,9 @@ class Lease:
         """Whether the holder ended, or has not renewed its file for a term, by this process's own clock."""
         sign = name, found["id"], found["beat"]
         since = self._seen.setdefault(sign, time.monotonic())
-        return _ended(found) or time.monotonic() - since > found["term_s"]
+        gone = _ended(found) or time.monotonic() - since > found["term_s"]
+        self._lost_sign = sign if gone else None
+        return gone
 
 
 def _here() -> dict:

@@ -191,8 +191,9 @@ def pull(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
     store = store_of(path)
     if store is None:
         return
-    listing = _committed(store, path, store.listing(path))
-    listing = {name: about for name, about in listing.items() if not TEMPORARY.search(name) and (not wanted or wanted(name))}
+    everything = store.listing(path)
+    listing = {name: about for name, about in everything.items() if not TEMPORARY.search(name) and (not wanted or wanted(name))}
+    listing = _committed(store, path, listing, everything)
     known, here = _synced(path), _files(path)
     missing = [name for name, about in listing.items() if known.get(name) != [_tag(about), here.get(name)]]
     for name in [] if wanted else here.keys() - listing.keys():
@@ -217,14 +218,20 @@ def pull(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
     _note(path, kept | {name: [_tag(about), here.get(name)] for name, about in listing.items()})
 
 
-def push(path: Path) -> None:
+def push(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
     """Makes the store hold what the local copy of a folder does. What vouches for other files comes last, and where it changes
-    or goes, goes first: a machine that is lost meanwhile leaves nothing that would be taken for whole."""
+    or goes, goes first: a machine that is lost meanwhile leaves nothing that would be taken for whole.
+
+    Args:
+      wanted: only the files below `path` for which this is true.
+    """
     store = store_of(path)
     if store is None:
         return
     _mark_checkpoints(path)
     known, here = _synced(path), _files(path)
+    if wanted:
+        known, here = ({name: row for name, row in rows.items() if wanted(name)} for rows in (known, here))
     new = sorted((name for name, stamp in here.items() if known.get(name, [None, None])[1] != stamp),
                  key=lambda name: (_rank(name), here[name][1]))  # fmt: skip
     old = [name for name in known if name not in here or (name in new and _rank(name))]
@@ -240,7 +247,7 @@ def push(path: Path) -> None:
     for name in new[len(first) :]:
         store.fs.put_file(str(path / name), f"{start}/{name}")
     tags = {name: _tag(about) for name, about in store.listing(path).items()}
-    kept = {name: row for name, row in known.items() if name in here and name not in new}
+    kept = {name: row for name, row in _synced(path).items() if name not in new and name not in old}
     _note(path, kept | {name: [tags[name], here[name]] for name in new if name in tags})
 
 
@@ -297,11 +304,11 @@ def _mark(path: Path) -> None:
     part.replace(path / MARK)
 
 
-def _committed(store: Store, path: Path, listing: dict[str, dict]) -> dict[str, dict]:
-    """The listing without checkpoints that were not written to their end."""
-    folders = {found[0] for name in listing if (found := CHECKPOINT.match(name))}
+def _committed(store: Store, path: Path, wanted: dict[str, dict], listing: dict[str, dict]) -> dict[str, dict]:
+    """What is wanted of a listing, without checkpoints that were not written to their end."""
+    folders = {found[0] for name in wanted if (found := CHECKPOINT.match(name))}
     torn = {folder for folder in folders if not _whole(store, f"{store.key(path)}/{folder}", listing, f"{folder}/")}
-    return {name: about for name, about in listing.items() if not ((found := CHECKPOINT.match(name)) and found[0] in torn)}
+    return {name: about for name, about in wanted.items() if not ((found := CHECKPOINT.match(name)) and found[0] in torn)}
 
 
 def _whole(store: Store, key: str, listing: Collection[str], before: str = "") -> bool:

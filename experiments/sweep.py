@@ -1,11 +1,12 @@
 """Runs a grid of configurations, each with several seeds: here, in parallel, or through SLURM.
 
 python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] [--config.section.key=value ...]
-    [--seeds 0,1,2] [--jobs N] [--row I] [--list] [--slurm key=value,...]
+    [--seeds 0,1,2] [--jobs N] [--row I] [--list] [--slurm key=value,...] [--pod [--chips-per-row C] [--worker I]]
 
 Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted
 continues. A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another
-machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit.
+machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit. `--pod`,
+started on any number of machines that share DIR, shares the rows among them.
 
 A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change
 in it (`config` has the seed already, for rows that do not depend on it).
@@ -16,49 +17,29 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipelines.command import command, guarded
-from data_pipelines.files import locked, write_json
 from data_pipelines.progress import span
 from data_pipelines.scan import did_you_mean
-from experiments import evaluations
+from experiments import pod
 from experiments.checks import Seen, check_all
 from experiments.command_line import find_config, load_config, set_keys
 from experiments.configs.common import set_method
+from experiments.grid import LOG, Row, last_words, line, note_order
 from experiments.run import run
 from gsclip_jax.parts import ConfigError
 
 SEEDS = (0, 1, 2)
-LOG = "log.txt"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run of a sweep."""
-    number: int
-    name: str  # of the grid's row, without the seed
-    config: ConfigDict
-    workdir: Path
-
-    @property
-    def label(self) -> str:
-        return self.workdir.name
-
-    def results(self) -> dict | None:
-        """Of this row's configuration; None where there are none, or those of another."""
-
-        path = evaluations.find(self.workdir, self.config)
-        return json.loads(path.read_text()) if path else None
 
 
 def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, workdir: Path | None) -> list[Row]:
@@ -93,17 +74,6 @@ def expand(name: str, changes: list[tuple[str, str]], seeds: list[int] | None, w
     return found
 
 
-def note_order(rows: list[Row]) -> None:
-    """Writes the rows' names into rows.json beside them, behind those of other sweeps there: tables keep this order."""
-    path = rows[0].workdir.parent / "rows.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(".rows.lock")):  # rows that start together each note it
-        old = json.loads(path.read_text()) if path.exists() else []
-        names = list(dict.fromkeys([*old, *(row.label for row in rows)]))
-        if names != old:
-            write_json(path, names)
-
-
 def _module(name: str):
 
     path = find_config(name.partition(":")[0])
@@ -135,16 +105,6 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
             place[last] = value
 
 
-def line(row: Row, seconds: float | None = None) -> str:
-    """What a finished row found, in one line."""
-    mean = row.results()["mean"]
-    shown = "  ".join(
-        f"{title} {'-' if mean.get(key) is None else f'{100 * mean[key]:.1f}'}"
-        for key, title in (("o_auroc", "O-AUROC"), ("p_auroc", "P-AUROC"), ("p_pro", "P-PRO"))
-    )
-    return f"{row.label}: {shown}" + ("" if seconds is None else f"  ({span(seconds)})")
-
-
 def run_row(row: Row) -> int:
     """Runs one row in this process. Returns its exit status."""
     return guarded(lambda: run(row.config, row.workdir))
@@ -162,7 +122,7 @@ def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
     return found
 
 
-def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
+def refused(rows: list[Row], command: list[str], where: str, environment: Mapping[str, str] = os.environ) -> list[Row]:
     """The rows that cannot run, each told in a line; found in a process that ends, as this one leaves the devices to the rows.
 
     Args:
@@ -172,7 +132,7 @@ def refused(rows: list[Row], command: list[str], where: str) -> list[Row]:
       ConfigError: the check itself failed.
     """
 
-    done = subprocess.run([*command, "--check", where], capture_output=True, text=True)
+    done = subprocess.run([*command, "--check", where], capture_output=True, text=True, env=environment)
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()] or ["no word"]
         raise ConfigError(f"the rows could not be checked: {words[-1].removeprefix('error: ')}")
@@ -222,15 +182,6 @@ def run_rows(rows: list[Row], command: list[str], jobs: int) -> list[Row]:
     return failed
 
 
-def last_words(row: Row) -> str:
-    """The last line of a row's log, which whoever cleared the work directory may have taken away."""
-    path = row.workdir / LOG
-    if not path.exists():
-        return f"{path} is gone"
-    lines = [text for text in path.read_text(errors="replace").splitlines() if text.strip()]
-    return lines[-1] if lines else "nothing in its log"
-
-
 def submit(rows: list[Row], command: list[str], options: dict[str, Any], folder: Path) -> list[str]:
     """Submits the rows that are not complete as one array of jobs; returns their ids.
 
@@ -271,6 +222,11 @@ def _main(arguments: list[str], own_process: bool) -> int:
     parser.add_argument("--seeds", metavar="A,B", help="default 0,1,2; with a preset, its own seed")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at the same time on this machine (default 1)")
     parser.add_argument("--row", type=int, metavar="I", help="run this row alone, here")
+    parser.add_argument("--pod", action="store_true", help="share the rows with whoever runs this command too, here or elsewhere")
+    parser.add_argument("--chips-per-row", type=int, metavar="C", help="of --pod: rows side by side on this machine, with C "
+                        "chips each (TPU chips, GPUs; on a CPU virtual devices)")  # fmt: skip
+    parser.add_argument("--worker", type=int, metavar="I", help="of --pod: with which row it begins (default: by the cluster)")
+    parser.add_argument("--leased", metavar="SIGN", help="of --row, for --pod's own use: hold the row's lease meanwhile")
     parser.add_argument("--check", choices=("here", "elsewhere"), help="say which rows cannot run, as JSON")
     parser.add_argument("--list", action="store_true", help="print the rows and what is there of them")
     parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="submit an array through submitit with these parameters")
@@ -286,6 +242,11 @@ def _main(arguments: list[str], own_process: bool) -> int:
     except ValueError:
         raise ConfigError(f"--seeds {options.seeds!r}: whole numbers with commas between") from None
     rows = expand(options.config, changes, seeds, options.workdir)
+    for name in ("chips_per_row", "worker"):
+        if getattr(options, name) is not None and not options.pod:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --pod")
+    if options.pod and (options.slurm is not None or options.row is not None):
+        raise ConfigError("--pod starts rows itself; give it without --slurm and --row")
     if options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: one at least")
     if options.row is not None and not 0 <= options.row < len(rows):
@@ -302,18 +263,26 @@ def _main(arguments: list[str], own_process: bool) -> int:
         print(json.dumps(refusals(rows, options.check == "here")))
         return 0
     note_order(rows)
+    if options.row is not None and options.leased is not None:
+        return pod.run_leased(rows[options.row], options.leased, run_row)
     if options.row is not None:
         return run_row(rows[options.row])
     folder = rows[0].workdir.parent
-    command = [sys.executable, "-m", "experiments.sweep", *_without(arguments, ("--jobs", "--slurm"))]
+    own = _without(arguments, ("--jobs", "--slurm", "--chips-per-row", "--worker"), ("--pod",))
+    command = [sys.executable, "-m", "experiments.sweep", *own]
     parameters = None if options.slurm is None else _options(options.slurm)
-    failed = refused(rows, command, "here" if parameters is None else "elsewhere")
+    places = pod.shares(options.chips_per_row, options.jobs) if options.pod else [pod.Share()]
+    check = [*command, *places[0].keys]
+    failed = refused(rows, check, "here" if parameters is None else "elsewhere", {**os.environ, **places[0].environment})
     able = [row for row in rows if row not in failed]
     if parameters is not None:
         ids = submit(able, command, parameters, folder)
         print(f"submitted {len(ids)} jobs: {', '.join(ids)}" if ids else "every row is complete" if able else "no row can run")
         return 1 if failed else 0
-    failed += run_rows(able, command, options.jobs)
+    if options.pod:
+        failed += pod.Worker(able, command, places, pod.worker_number(options.worker)).run() if able else []
+    else:
+        failed += run_rows(able, command, options.jobs)
     if failed:
         names = ", ".join(row.label for row in failed)
         print(f"{len(failed)} of {len(rows)} rows failed: {names}; logs: {folder}/ROW/{LOG}; the same command runs them again",
@@ -323,10 +292,12 @@ def _main(arguments: list[str], own_process: bool) -> int:
     return 0
 
 
-def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    """The command line without the options `names` and their values."""
+def _without(arguments: list[str], names: tuple[str, ...], flags: tuple[str, ...] = ()) -> list[str]:
+    """The command line without the options `names` and their values, and without `flags`, which have none."""
     kept, skip = [], False
     for word in arguments:
+        if word in flags:
+            continue
         if skip:
             skip = False
         elif word in names:
