@@ -44,11 +44,10 @@ def main() -> int:
 
     from data_pipelines.clouds.files import read_cloud
     from data_pipelines.clouds.sampling import clean
-    from data_pipelines.records.objects import make_object, recipe_of, to_batch
+    from data_pipelines.records.objects import make_object, to_batch
     from data_pipelines.scan import Scan
-    from experiments.data import data_config
-    from experiments.export import EMBEDDED, load_model
-    from experiments.predict import to_scan
+    from gsclip_jax.inspection.detector import to_rows
+    from gsclip_jax.inspection.saved import EMBEDDED, load_model, recipe_in
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--real", type=Path, default=Path("../shared/data/real3d_ad"))
@@ -57,7 +56,7 @@ def main() -> int:
     files = [next(path for path in sorted(folder.glob("test/*.pcd")) if "good" not in path.stem)
              for folder in sorted(options.real.iterdir()) if folder.is_dir()]  # fmt: skip
     method, params, stats, config = load_model(EMBEDDED)
-    recipe = recipe_of(data_config(config) | {"rgb_render": False})
+    recipe = recipe_in(config)
 
     def surface(params, stats, batch):
         found, _ = method.evidence(params, stats, batch)
@@ -69,7 +68,7 @@ def main() -> int:
         xyz, valid, _ = clean(xyz, "scan")
         made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid), recipe, "", "")
         batch = to_batch([made])
-        return tuple(to_scan(np.asarray(of(params, stats, batch))[0], made, xyz, valid) for of in (whole, alone))
+        return tuple(to_rows(np.asarray(of(params, stats, batch))[0], made, xyz, valid) for of in (whole, alone))
 
     found: dict[str, list] = {}
     for number, path in enumerate(files, 1):

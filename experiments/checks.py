@@ -18,10 +18,11 @@ from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
 from data_pipelines.scan import DataError, NoColour, no_colour
-from experiments import build, data, evaluations, identity, protocol, scans
+from experiments import data, evaluations, identity, protocol, scans
 from experiments.compared import compared_with
 from experiments.export import is_trained
 from experiments.published import METHODS as TITLES
+from gsclip_jax import build
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
 from gsclip_jax.method import Method
 from gsclip_jax.methods import METHODS, entry_of, trains_on

@@ -13,7 +13,6 @@ earlier call wrote for the same scan. Further calls add to scores.json. Stopped 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import os
 import sys
@@ -81,47 +80,33 @@ def _scored(scans: list[Path], outputs, workdir: Path | None, draw: str | None):
     """Scores one scan after the other; yields for each why it could not be scored, or None."""
     model = f"the model of {workdir}" if workdir else "the embedded model"
     _say(f"loading {model}")
-    import jax
-
-    cache = keep_compiled()
-
     from data_pipelines.clouds.files import read_cloud
-    from data_pipelines.clouds.sampling import clean
-    from data_pipelines.records.objects import make_object, recipe_of, to_batch
-    from data_pipelines.rendering.views import rasteriser
-    from data_pipelines.scan import Scan
-    from experiments.data import data_config
-    from experiments.export import EMBEDDED, load_model
+    from gsclip_jax.inspection.detector import Detector, saved_model
+    from gsclip_jax.runtime.compiled import keep_compiled
 
-    method, params, stats, config = load_model((workdir / "model") if workdir else EMBEDDED)
-    recipe = recipe_of(data_config(config))
-    recipe = dataclasses.replace(recipe, rasteriser=draw or recipe.rasteriser, rgb_render=False)  # colour is for training alone
-    rasteriser(recipe.window, recipe.rasteriser)  # refuses now where it cannot draw
-    score, ready = jax.jit(method.predict), False
+    cache, ready = keep_compiled(), False
+    detector = Detector(saved_model(workdir), draw)
     for path in scans:
         try:
-            xyz, valid, note = clean(read_cloud(path), path)
-            # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
-            made = make_object(Scan(xyz=xyz, mask=np.zeros(len(xyz), bool), valid=valid, note=note), recipe, "", "")
+            xyz = read_cloud(path)
+            if not ready:
+                began = time.monotonic()
+                _say(cache)
+            part = detector.inspect(xyz, path.stem, str(path))
         except (ValueError, OSError, MemoryError) as error:
             yield _reason(error, path)
             continue
-        if made["note"]:
-            _say(f"{path}: {made['note']}")
-        if not ready:
-            began = time.monotonic()
-            _say(cache)
-        scores = jax.device_get(score(params, stats, to_batch([made])))
+        for note in part.notes:
+            _say(f"{path}: {note}")
         if not ready:
             _say(f"ready after {time.monotonic() - began:.0f} s")
             ready = True
-        points = to_scan(scores.points[0], made, xyz, valid)
-        highest = float(np.nanmax(points))
-        files, hidden = rendered(path.name, made, scores.points[0], xyz, points, recipe)
-        about = {"score": round(float(scores.object[0]), 6), "max_point_score": round(highest, 6)}
+        highest = float(np.nanmax(part.points))
+        files, hidden = rendered(part)
+        about = {"score": round(part.score, 6), "max_point_score": round(highest, 6)}
         name = outputs.keep(path, about, files)
         told = "; its highest scores are on points that no view shows" if hidden else ""
-        _say(f"{path}: object score {scores.object[0]:.3f}, highest point score {highest:.3f}{told}"
+        _say(f"{path}: object score {part.score:.3f}, highest point score {highest:.3f}{told}"
              f" -> {outputs.folder / name}.ply, .npy, .png")  # fmt: skip
         yield None
 
@@ -140,68 +125,26 @@ def _reason(error: Exception, path: Path) -> str:
     return text if str(path) in text else f"{path}: {text}"
 
 
-def keep_compiled() -> str:
-    """Has JAX keep what it compiles in the user's cache folder, for later calls; returns what to say of it.
-
-    A folder the user chose (JAX_COMPILATION_CACHE_DIR) stays. Where none can be written, nothing is kept.
-    """
-    import jax
-
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder:
-        home = os.environ.get("XDG_CACHE_HOME", "")
-        try:
-            folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / "xla"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError) as error:  # no home, or none that can be written
-            return f"compiling the model (every time: {getattr(error, 'strerror', None) or error}: {folder})"
-        if not os.access(folder, os.W_OK | os.X_OK):
-            return f"compiling the model (every time: {folder} cannot be written)"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    if any(Path(folder).glob("jit_predict*")):
-        return f"taking the compiled model from {folder}"
-    return f"compiling the model (once; kept in {folder})"
-
-
-def to_scan(points: np.ndarray, made: dict, xyz: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Scores of the scored points [M] of `make_object` -> one for every row of the scan [S], float32: the nearest scored point's,
-    NaN for rows that hold no point."""
-    from data_pipelines.clouds.sampling import nearest
-
-    scored = made["valid"]
-    scores = np.full(len(xyz), np.nan, np.float32)
-    scores[valid] = points[scored][nearest(made["xyz"][scored], made["frame"].unit(xyz[valid]))]
-    return scores
-
-
-def rendered(title: str, made: dict, scored: np.ndarray, xyz: np.ndarray, points: np.ndarray,
-             recipe) -> tuple[dict[str, bytes], bool]:  # fmt: skip
-    """What is written of a scan, by ending: its scores, the coloured cloud and the picture; and whether no view shows its top.
+def rendered(part) -> tuple[dict[str, bytes], bool]:
+    """What is written of a `Part`, by ending: its scores, the coloured cloud and the picture; and whether no view shows its top.
 
     Colours run from the scan's median score to its top. The picture has the three views that show most of the top hundredth.
-
-    Args:
-      made, scored: of the scored points; fields of `make_object`, scores [M].
-      xyz, points: of the scan, [S,3] and scores [S], NaN for rows that hold no point.
-      recipe: that `made` was made with.
     """
     from experiments import pictures
 
+    points = part.points
     low, high = (float(v) for v in np.nanquantile(points, [0.5, 0.999]))
     scores = io.BytesIO()
     np.save(scores, points)
     colours = pictures.heat_colours(np.nan_to_num((points - low) / max(high - low, 1e-12)))
     colours[np.isnan(points)] = 128  # no points: grey
-    hot = scored >= np.quantile(scored[made["valid"]], 0.99)
-    shown = [pictures.front(made, recipe, view) for view in range(len(made["render"]))]
-    hits = np.array([(hot[front] & (front >= 0)).sum() for front in shown])
+    hits = (part.heat >= np.nanquantile(points, 0.99)).sum((1, 2))
     order = np.argsort(-hits, kind="stable")[:3]
-    rows = []
-    for view in order:
-        render, depth, _, heat = pictures.panels(made, scored, low, high, int(view), shown[view])
-        rows.append([render, depth, heat])
+    rows = [[*(np.repeat(view[..., None], 3, -1) for view in (part.render[v], part.depth[v])),
+             pictures.painted_over(part.render[v], part.heat[v], low, high)] for v in order]  # fmt: skip
+    title = Path(part.source).name
     sheet = pictures.sheet(rows, ["rendered view", "depth view", "point scores"], [f"{title}\nview {v + 1}" for v in order])
-    return {".npy": scores.getvalue(), ".ply": coloured_ply(xyz, colours), ".png": pictures.png(sheet)}, not hits.any()
+    return {".npy": scores.getvalue(), ".ply": coloured_ply(part.xyz, colours), ".png": pictures.png(sheet)}, not hits.any()
 
 
 def coloured_ply(xyz: np.ndarray, colours: np.ndarray) -> bytes:

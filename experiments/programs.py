@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
-from experiments.build import clip_changes, make_method, remat_of
 from experiments.data import data_config
+from gsclip_jax.build import clip_changes, make_method, remat_of
 from gsclip_jax.convert.load import load_clip, surface_shapes
 from gsclip_jax.method import Method, Stage
 from gsclip_jax.methods import entry_of, trains_on

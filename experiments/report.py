@@ -16,6 +16,7 @@ from experiments.data import index_rows
 from experiments.summary import columns
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.inspection import markup
+from gsclip_jax.inspection.heat import front
 from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
@@ -73,7 +74,7 @@ def _drawn(records: RecordSet, folder: Path, chosen: list[dict], own: bool) -> l
         if category not in scale:
             scale[category] = _ends(records, folder, category)
         view = pictures.best_view(fields)
-        shown = pictures.front(fields, records.recipe, view, category) if own else None
+        shown = front(fields, records.recipe, view, category) if own else None
         label = [category, row["name"], f"truth: {row['defect']}", f"score {score:.3f}"]
         drawn.append((label, pictures.panels(fields, points, *scale[category], view, shown)))
     return drawn

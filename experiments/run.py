@@ -23,15 +23,16 @@ from data_pipelines.command import command, guarded
 from data_pipelines.files import write_json
 from data_pipelines.progress import named
 from experiments import checks, evaluations, protocol
-from experiments.build import build_model, parameter_count, remat_of
 from experiments.command_line import parse, usage
 from experiments.compared import compared_with
 from experiments.data import batch_size, index_rows, load_records, shares_statistics, test_categories, wants_rgb
-from experiments.export import finished_model, is_trained, save_model, steps_done
+from experiments.export import is_trained, steps_done
 from experiments.identity import check_objects, check_weights, claim_workdir, settings
 from experiments.scans import records_to_evaluate, training_key
 from experiments.summary import Timer, say, table, versions
+from gsclip_jax.build import build_model, parameter_count, remat_of
 from gsclip_jax.evaluation import score as evaluate
+from gsclip_jax.inspection.saved import finished_model, model_folder, save_model
 from gsclip_jax.methods import METHODS, trains_on
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
@@ -127,7 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     method, params, stats, weights = build_model(config)
     check_weights(workdir, weights, method.scores_only)
     if is_trained(config, workdir):
-        params, stats = finished_model(workdir, params, stats, weights)
+        params, stats = finished_model(model_folder(workdir), params, stats, weights)
     elif counts := parameter_count(params):
         say("parameters: " + ", ".join(f"{group} {count:,}" for group, count in counts.items()))
     params, stats = place(params, mesh), jax.device_put(stats, replicated(mesh))

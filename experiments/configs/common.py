@@ -1,6 +1,6 @@
 """Configuration shared by every experiment: the embedded default, and the paper's settings for the four data sets.
 
-A configuration is data: nested values that `--config.section.key=value` changes. `experiments.build` turns it into objects.
+A configuration is data: nested values that `--config.section.key=value` changes. `gsclip_jax.build` turns it into objects.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-import gsclip_jax
 from gsclip_jax.runtime.documents import read_json, read_text
 from gsclip_jax.runtime.keys import WeightsError, listed, plain
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 OPENAI_MERGES = 49152 - 256 - 2  # the vocabulary file holds more merges than CLIP was trained with
@@ -132,7 +132,7 @@ for text in ("", ".", "a photo of a damaged object.", "\u00e9 \u4e2d 12-x", "x" 
 
 def _try_apart(path: Path) -> None:
     """Raises TokenizerError where reading and using a tokenizer.json fails or crashes; 0.2 s. The package's own are known."""
-    if Path(gsclip_jax.__file__).parent / "assets" in path.resolve().parents:
+    if ASSETS in path.resolve().parents:
         return
     try:
         done = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, text=True, errors="replace",

@@ -7,9 +7,9 @@ import pytest
 
 from experiments import predict, run
 from experiments.checks import check_before
-from experiments.export import load_model
 from experiments.export import main as export
 from experiments.run import parse
+from gsclip_jax.inspection.saved import load_model
 from gsclip_jax.parts import ConfigError
 from tests.experiments.test_run import SMALL, refuse
 from tests.scans import write_set

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.export import EMBEDDED, load_model
+from gsclip_jax.inspection.saved import EMBEDDED, load_model
 from tests.data.earlier.make import batch
 
 NOW = {"pix": "pixel", "seen": "visible"}  # fields of a batch that had other names

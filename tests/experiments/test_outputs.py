@@ -15,6 +15,7 @@ import pytest
 from data_pipelines import command
 from experiments import outputs, predict
 from experiments.outputs import Outputs
+from gsclip_jax.runtime.compiled import keep_compiled
 
 FILES = {".ply": b"cloud", ".npy": b"scores", ".png": b"picture"}
 ABOUT = {"score": 0.5, "max_point_score": 0.7}
@@ -225,16 +226,16 @@ def test_what_is_compiled_is_kept_where_the_user_wants_it_or_can_write(tmp_path,
     import jax
 
     own = jax.config.jax_compilation_cache_dir
-    assert own and own in predict.keep_compiled() and jax.config.jax_compilation_cache_dir == own
+    assert own and own in keep_compiled() and jax.config.jax_compilation_cache_dir == own
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.setenv("XDG_CACHE_HOME", str(scan(tmp_path / "file")))
-        assert "every time" in predict.keep_compiled() and jax.config.jax_compilation_cache_dir is None
+        assert "every time" in keep_compiled() and jax.config.jax_compilation_cache_dir is None
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         kept_in = tmp_path / "cache" / "gsclip_jax" / "xla"
-        assert predict.keep_compiled() == f"compiling the model (once; kept in {kept_in})" and kept_in.is_dir()
+        assert keep_compiled() == f"compiling the model (once; kept in {kept_in})" and kept_in.is_dir()
         assert jax.config.jax_compilation_cache_dir == str(kept_in)
         scan(kept_in / "jit_predict-0-cache")
-        assert "taking the compiled model" in predict.keep_compiled()
+        assert "taking the compiled model" in keep_compiled()
     finally:
         jax.config.update("jax_compilation_cache_dir", own)

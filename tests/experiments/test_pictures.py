@@ -10,6 +10,8 @@ from data_pipelines.rendering.cameras import views
 from data_pipelines.rendering.views import Look, SplatRasteriser, render_object, shown_points
 from data_pipelines.scan import Scan
 from experiments import pictures, predict
+from gsclip_jax.inspection import heat
+from gsclip_jax.inspection.result import Part
 
 RECIPE = Recipe(points=4096, image_size=96, views=9, cameras="ring", window=192, point_size=8.0, cloud_points=64, neighbours=8,
                 sample_seed=0, back_off=True, zoom=0.55, fill_gaps=True)  # fmt: skip
@@ -35,12 +37,12 @@ def test_no_pixel_of_the_plate_has_a_score_that_no_point_of_it_has(scene):
     scores = np.where(on_plate, rng.uniform(0, 0.2, len(on_plate)), rng.uniform(0.6, 1, len(on_plate))).astype(np.float32)
     worst = 0.0
     for view in range(RECIPE.views):
-        shown = pictures.front(made, RECIPE, view)
-        heat, painted = pictures.heat(scores, made, view, shown)
+        shown = heat.front(made, RECIPE, view)
+        found, painted = heat.heat(scores, made, view, shown)
         plate = (shown >= 0) & on_plate[shown]
-        assert heat[plate].max(initial=0) <= 0.2 and heat[(shown >= 0) & ~plate].min(initial=1) >= 0.6
+        assert found[plate].max(initial=0) <= 0.2 and found[(shown >= 0) & ~plate].min(initial=1) >= 0.6
         assert (painted == (made["render"][view] < 250)).mean() > 0.99, "all of the object has scores, nothing else has"
-        by_seen, _ = pictures.spread(scores, made["pixel"][view], made["visible"][view], 96)
+        by_seen, _ = heat.spread(scores, made["pixel"][view], made["visible"][view], 96)
         worst = max(worst, by_seen[plate].max(initial=0))
     assert worst > 0.6, "this scene has points that would be painted on the plate's pixels"
 
@@ -73,26 +75,29 @@ def test_pictures_that_came_with_the_data_leave_out_points_no_view_sees(nested):
     """Without cameras: such points hold the pixels of another one, and would be painted there."""
     made, inner = nested
     scores = np.where(inner, 0.9, 0.1).astype(np.float32)
-    assert pictures.shared(made["pixel"], made["visible"])[inner].all()
+    assert heat.shared(made["pixel"], made["visible"])[inner].all()
     for view in range(RECIPE.views):
-        heat, painted = pictures.heat(scores, made, view)
-        assert heat[painted].max() == np.float32(0.1) and painted.sum() > 0.95 * (made["render"][view] < 250).sum()
-    assert pictures.spread(scores, made["pixel"][4], made["visible"][4], 96)[0].max() == np.float32(0.9)
+        found, painted = heat.heat(scores, made, view)
+        assert found[painted].max() == np.float32(0.1) and painted.sum() > 0.95 * (made["render"][view] < 250).sum()
+    assert heat.spread(scores, made["pixel"][4], made["visible"][4], 96)[0].max() == np.float32(0.9)
 
 
 def test_pixels_far_from_any_point_are_not_painted():
     pixel, seen = np.array([[[5, 5]]]), np.ones((1, 1), bool)
     fields = {"render": np.full((1, 40, 40), 255, np.uint8), "pixel": pixel, "visible": seen}
     fields["render"][0, 4:7, 4:7] = fields["render"][0, 30:33, 30:33] = 100
-    heat, painted = pictures.heat(np.float32([0.5]), fields, 0)
-    assert painted[4:7, 4:7].all() and not painted[30:].any() and heat[5, 5] == 0.5
+    found, painted = heat.heat(np.float32([0.5]), fields, 0)
+    assert painted[4:7, 4:7].all() and not painted[30:].any() and found[5, 5] == 0.5
 
 
 def test_a_picture_says_when_no_view_shows_the_highest_scores(nested):
     made, inner = nested
     for hot, unseen in ((inner, True), (made["xyz"][:, 2] > 0.99, False)):
         scores = hot.astype(np.float32)
-        files, hidden = predict.rendered("ball.ply", made, scores, made["xyz"], scores, RECIPE)
+        maps = heat.heat_maps(scores, made, RECIPE)
+        assert maps.shape == made["render"].shape and np.isnan(maps[made["render"] == 255]).all()
+        part = Part("ball", "ball.ply", 0.5, made["xyz"], scores, None, ~made["valid"], made["render"], made["depth"], maps)
+        files, hidden = predict.rendered(part)
         assert hidden == unseen and set(files) == {".ply", ".npy", ".png"}
 
 

@@ -10,12 +10,12 @@ import pytest
 from scipy.spatial import cKDTree
 
 from experiments import pretrain
-from experiments.build import ConfigError
 from experiments.captions import Captioner, make_tokenizer, vocabulary
 from gsclip_jax.convert.load import load_clip
 from gsclip_jax.method import Stage
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, init_clip, preprocess_views
 from gsclip_jax.models.clip_blocks import block_matrices
+from gsclip_jax.parts import ConfigError
 from gsclip_jax.pretraining.start import OFFSETS, look_around, whitening
 from gsclip_jax.pretraining.views import (
     DOUBT,

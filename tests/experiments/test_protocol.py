@@ -2,9 +2,10 @@
 
 import pytest
 
-from experiments import build, data, protocol
+from experiments import data, protocol
 from experiments.command_line import parse
 from gsclip_jax.evaluation.score import METRICS
+from gsclip_jax.parts import ConfigError
 
 
 def row(value: float) -> dict:
@@ -41,5 +42,5 @@ def test_a_target_brings_its_own_recipe_but_the_size_trained_at():
     assert found.points == 1024 and found.train_category == ""
     assert data.test_categories(config, None) == ["Confetto"]
     config.target.name = "eyecandy"
-    with pytest.raises(build.ConfigError, match="did you mean 'eyecandies'"):
+    with pytest.raises(ConfigError, match="did you mean 'eyecandies'"):
         data.target(config)

@@ -9,9 +9,10 @@ import pytest
 
 from data_pipelines.rendering.views import rasteriser
 from data_pipelines.solids import synthetic
-from experiments import build, data, predict, run
+from experiments import data, predict, run
 from experiments.command_line import parse
-from experiments.export import EMBEDDED, load_model
+from gsclip_jax.inspection.saved import EMBEDDED, load_model
+from gsclip_jax.parts import ConfigError
 
 SMALL = [
     "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",
@@ -60,7 +61,7 @@ def test_wrong_data_is_one_line(capsys, tmp_path, changes, said):
 
 
 def test_wrong_weights_are_one_line(capsys, tmp_path):
-    from experiments.build import build_model
+    from gsclip_jax.build import build_model
 
     config, _ = parse(["--config", "stage2.py", "--config.clip.name=/nowhere/clip.pt"])
     with pytest.raises(ValueError, match="/nowhere/clip.pt"):
@@ -213,7 +214,7 @@ def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
     root, _ = data.write_synthetic(config, tmp_path, 2, lambda line: None)
     assert not {path.stem[4:] for path in (Path(root) / "soap" / "test").glob("*.pcd")} & {"dent", "bend"}
     config.data.synthetic.held_out = ("dint",)
-    with pytest.raises(build.ConfigError, match="choose some of bulge"):
+    with pytest.raises(ConfigError, match="choose some of bulge"):
         data.write_synthetic(config, tmp_path, 2, lambda line: None)
 
 def test_the_protocol_to_the_table(finished, tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import command_line, sweep
-from experiments.build import ConfigError
+from gsclip_jax.parts import ConfigError
 
 GRIDS = ["modules", "top_k", "prototypes", "views", "defect_tokens", "srm_tokens", "prototype_training", "losses", "zero_shot",
          "real_shapes", "align3d"]  # fmt: skip

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import ConfigError, build_model
 from experiments.configs import common
+from gsclip_jax.build import build_model
 from gsclip_jax.convert.load import MINI
 from gsclip_jax.methods.plain_clip import DAMAGED, SOUND, TEMPLATES, Config, PlainClip, ensemble
 from gsclip_jax.models.clip import clip_module, encode_tokens
 from gsclip_jax.models.tokenizer import load_tokenizer
+from gsclip_jax.parts import ConfigError
 from tests import tiny
 
 

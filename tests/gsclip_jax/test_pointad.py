@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import build_model
 from experiments.configs import common
+from gsclip_jax.build import build_model
 from gsclip_jax.methods.pointad import Config, Model, PointAd, Stage1
 from gsclip_jax.models.clip import clip_module, embed_tokens, encode_tokens
 from gsclip_jax.training.train import FitConfig, fit

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import ConfigError, build_model
 from experiments.configs import common
+from gsclip_jax.build import build_model
 from gsclip_jax.methods.gsclip.sentences import start_from_sentences
 from gsclip_jax.models.clip import clip_module, encode_tokens
 from gsclip_jax.models.layers import normalise
+from gsclip_jax.parts import ConfigError
 from tests import tiny
 
 NORMAL, ABNORMAL = [5, 6, 7, 8], [5, 6, 9, 10]  # tiny contexts hold four tokens, its deep prompts replace the first two

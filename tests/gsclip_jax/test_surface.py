@@ -9,10 +9,10 @@ import pytest
 
 from data_pipelines.clouds.sampling import knn
 from experiments import pretrain
-from experiments.build import build_model
 from experiments.captions import Captioner
 from experiments.command_line import load_config
 from experiments.configs import common
+from gsclip_jax.build import build_model
 from gsclip_jax.convert.load import MINI, load_clip, load_surface
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.method import Stage

@@ -42,9 +42,9 @@ def batch() -> dict[str, np.ndarray]:
 def main(out: Path) -> None:
     import jax
 
-    from experiments.build import build_model
-    from experiments.export import EMBEDDED, load_model, save_model
     from experiments.run import parse
+    from gsclip_jax.build import build_model
+    from gsclip_jax.inspection.saved import EMBEDDED, load_model, save_model
 
     config, _ = parse(["--config", "stage2.py", "--config.method=pointad", "--config.compare="])
     _, params, stats, weights = build_model(config)

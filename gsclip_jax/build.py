@@ -73,7 +73,21 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
     Raises:
       ConfigError, or the converters' one-line errors.
     """
-    clip_cfg, clip, tokenizer, weights = None, None, None, {}
+    method, loaded, weights = load_frozen(config)
+    params, stats = jax.jit(method.init)(jax.random.key(config.seed))
+    params = method.start(params | loaded)
+    if "pointnet2" in params and (source := config.pointnet2.weights):
+        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(source, net_config(config))
+    return method, params, stats, weights
+
+
+def load_frozen(config: ConfigDict) -> tuple[Method, Params, dict]:
+    """The method, those of its groups of parameters that are loaded and not initialised, and where their weights came from.
+
+    Raises:
+      ConfigError, or the converters' one-line errors.
+    """
+    clip_cfg, clip, tokenizer, weights, params = None, None, None, {}, {}
     if entry_of(config.method).clip:
         clip_cfg, clip, tokenizer, weights["clip"] = load_clip(config.clip.name, **clip_changes(config))
         if config.clip.random:
@@ -81,7 +95,6 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
             weights["clip"] = content_hash(clip)
     method = make_method(config, clip_cfg, tokenizer)
     weights |= {name: content_hash(tree) for name, tree in method.begins_with.items()}
-    params, stats = jax.jit(method.init)(jax.random.key(config.seed))
     for group in method.loads:
         if group == "clip":
             params[group] = clip
@@ -90,10 +103,7 @@ def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:
             weights[group] = content_hash(params[group])
         else:  # networks that lie with an embedded CLIP
             params[group], weights[group] = load_surface(config.clip.name, clip_cfg.embed_dim)
-    params = method.start(params)
-    if "pointnet2" in params and (source := config.pointnet2.weights):
-        params["pointnet2"], stats["pointnet2"], weights["pointnet2"] = load_pointnet2(source, net_config(config))
-    return method, params, stats, weights
+    return method, params, weights
 
 
 def parameter_count(params: Params) -> dict[str, int]:

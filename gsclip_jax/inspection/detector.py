@@ -1,0 +1,174 @@
+"""The Python interface: `detector = gsclip_jax.load(); result = detector(points)`. Numpy in, a dataclass out.
+
+A detector is a `Model`, what a trained model is to inspection whatever file it came from, and the way from a scan's rows to a
+`result.Part`: clean, sample, render, predict, and the scores back onto the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+import numpy as np
+
+from data_pipelines.batch import Batch
+from data_pipelines.clouds.sampling import clean, nearest
+from data_pipelines.records.objects import Recipe, make_object, to_batch
+from data_pipelines.rendering.views import rasteriser
+from data_pipelines.scan import DataError, Scan
+from gsclip_jax.inspection.heat import heat_maps
+from gsclip_jax.inspection.result import Part
+from gsclip_jax.inspection.saved import EMBEDDED, load_model, model_folder, recipe_in
+from gsclip_jax.method import Scores
+from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime.compiled import keep_compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a trained model is to inspection.
+
+    Fields:
+      name: for messages.
+      digest: SHA-256, 64 hex digits, of all that its scores depend on: weights, settings, recipe.
+      recipe: how a scan becomes what it reads.
+      score: a batch of one object (`data_pipelines.batch`) -> `method.Scores`.
+    """
+
+    name: str
+    digest: str
+    recipe: Recipe
+    score: Callable[[Batch], Scores]
+
+
+def saved_model(folder: str | os.PathLike | None = None) -> Model:
+    """A model that a run of this project saved, or the embedded one.
+
+    Args:
+      folder: a work directory of `experiments.run`, what `experiments.export` wrote, or None for the embedded model.
+
+    Raises:
+      ConfigError: no trained model there, or of an earlier version; WeightsError: damaged. One line each.
+    """
+    if folder is None:
+        home, name = EMBEDDED, "the embedded model"
+    else:
+        home, name = model_folder(Path(folder)), f"the model of {os.fspath(folder)}"
+        if home is None:
+            raise ConfigError(f"{os.fspath(folder)} holds no trained model; run stage2.py with this --workdir first")
+    method, params, stats, config = load_model(home)
+    about = json.loads((home / "config.json").read_text())
+    recipe = recipe_in(config)
+    made_of = [about["weights"]["sha256"], about["clip_sha256"], recipe.json(), config.method, config.get("model", {}).to_dict()]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    predict = jax.jit(method.for_inference().predict)
+    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)))
+
+
+def load(model: str | os.PathLike | None = None, draws: str | None = None) -> Detector:
+    """A detector of defects on scans of any part, with the embedded model or another. A second or two; the first scan then takes
+    up to half a minute while the model is compiled, once for this machine.
+
+    Args:
+      model: a work directory of a training (`experiments.run`) or what `experiments.export` wrote; None for the embedded model.
+      draws: what draws the views, 'open3d' or 'numpy'; None for what drew those that the model was trained on.
+
+    Raises:
+      ValueError: one line: no trained model there, a damaged one, or Open3D cannot draw here.
+    """
+    keep_compiled()
+    return Detector(saved_model(model), draws)
+
+
+class Detector:
+    """Scores scans, one or several at a time. May be used by several threads, which take turns.
+
+    Args:
+      model: of `saved_model`.
+      draws: 'open3d' or 'numpy'; None for what drew the views that the model was trained on.
+
+    Raises:
+      DataError: Open3D cannot draw on this machine.
+    """
+
+    def __init__(self, model: Model, draws: str | None = None):
+        self.model = model
+        self.recipe = dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser)
+        self._alone = threading.Lock()
+        rasteriser(self.recipe.window, self.recipe.rasteriser)  # refuses now where it cannot draw
+
+    @overload
+    def __call__(self, points: np.ndarray, colours: np.ndarray | None = None) -> Part: ...
+
+    @overload
+    def __call__(self, points: Sequence[np.ndarray], colours: Sequence[np.ndarray | None] | None = None) -> list[Part]: ...
+
+    def __call__(self, points, colours=None):
+        """Scores a scan, or several.
+
+        Args:
+          points: [N,3] numbers in any unit, best float64: x y z of every point, in any order and place; rows with NaN and, where
+            there are several, rows at exactly 0, 0, 0 are no points. Or a list of such arrays.
+          colours: uint8 [N,3], handed on into the result; scores do not depend on them. Of a list of scans, a list.
+
+        Returns: a `Part`, of a list of scans a list of them. `Part.score` is the score of the part, higher is more anomalous;
+          `Part.points` float32 [N] has one score a row, NaN for rows that hold no point.
+
+        Raises:
+          DataError (a ValueError): not [N,3], infinite coordinates, fewer than ten points or all at one place; the line names the
+            scan.
+        """
+        if isinstance(points, np.ndarray):
+            return self.inspect(points, colours=colours)
+        colours = [None] * len(points) if colours is None else colours
+        if len(colours) != len(points):
+            raise DataError(f"{len(points)} scans and colours of {len(colours)}; give one array of colours, or None, a scan")
+        names = [f"scan {number}" for number in range(1, len(points) + 1)]
+        return [self.inspect(np.asarray(one), name, colours=tint) for one, name, tint in zip(points, names, colours, strict=True)]
+
+    def inspect(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
+                notes: tuple[str, ...] = ()) -> Part:  # fmt: skip
+        """As `__call__`, of one scan with its name.
+
+        Args:
+          name, source: of the part, and of the file, for messages and the result.
+          notes: what was understood of the file, handed on.
+        """
+        points = np.asarray(points)
+        if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
+            raise DataError(f"{source or name}: expected numbers of shape (points, 3), found {points.shape} {points.dtype}")
+        if colours is not None and (np.shape(colours) != points.shape or np.asarray(colours).dtype != np.uint8):
+            raise DataError(f"{source or name}: expected colours uint8 of shape {points.shape}, found {np.shape(colours)} "
+                            f"{np.asarray(colours).dtype}")  # fmt: skip
+        xyz, valid, left_out = clean(points, source or name)
+        with self._alone:
+            # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
+            made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "")
+            scores = self.model.score(to_batch([made]))
+        scored = np.asarray(scores.points[0])
+        return Part(
+            name=name, source=source or name, score=float(scores.object[0]), xyz=np.array(points, np.float64),
+            points=to_rows(scored, made, xyz, valid), colours=None if colours is None else np.asarray(colours),
+            removed=np.zeros(len(xyz), bool), render=made["render"], depth=made["depth"],
+            heat=heat_maps(scored, made, self.recipe), notes=notes + ((made["note"],) if made["note"] else ()),
+        )  # fmt: skip
+
+
+def to_rows(points: np.ndarray, made: Mapping[str, Any], xyz: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Scores of the scored points [M] of `make_object` -> one for every row of the scan [S], float32: the nearest scored point's,
+    NaN for rows that hold no point.
+
+    Args:
+      xyz, valid: of the scan, [S,3] and [S].
+    """
+    scored = made["valid"]
+    scores = np.full(len(xyz), np.nan, np.float32)
+    scores[valid] = points[scored][nearest(made["xyz"][scored], made["frame"].unit(xyz[valid]))]
+    return scores

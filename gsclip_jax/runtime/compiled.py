@@ -1,0 +1,29 @@
+"""Compiled programs that later calls find again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def keep_compiled() -> str:
+    """Has JAX keep what it compiles in the user's cache folder, for later calls; returns what to say of it.
+
+    A folder the user chose (JAX_COMPILATION_CACHE_DIR) stays. Where none can be written, nothing is kept.
+    """
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder:
+        home = os.environ.get("XDG_CACHE_HOME", "")
+        try:
+            folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:  # no home, or none that can be written
+            return f"compiling the model (every time: {getattr(error, 'strerror', None) or error}: {folder})"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"compiling the model (every time: {folder} cannot be written)"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if any(Path(folder).glob("jit_predict*")):
+        return f"taking the compiled model from {folder}"
+    return f"compiling the model (once; kept in {folder})"
