@@ -74,6 +74,24 @@ def axes(names: Sequence[str], path: str | Path) -> list[int] | None:
     return [by_axis[axis][0] for axis in AXES]
 
 
+def chosen(columns: Sequence[str], names: Sequence[str], path: str | Path, missing: type[Exception] | None = DataError
+           ) -> list[int] | None:
+    """Which of the names are the columns that the user names as x, y and z, or counts from 1.
+
+    Raises:
+      DataError: naming `path`, where one is not there; where `missing` is None, None is returned instead.
+    """
+    plain, found = [bare(name) for name in names], []
+    for word in map(str, columns):
+        at = plain.index(bare(word)) if bare(word) in plain else int(word) - 1 if word.isdecimal() else -1
+        if not 0 <= at < len(names):
+            if missing is None:
+                return None
+            raise missing(f"{path}: no column {listed([word])} (found: {listed(names)}); name or count three of them")
+        found.append(at)
+    return found
+
+
 def running(column: np.ndarray) -> bool:
     """Whether a column [S] counts the rows: 0, 1, ... or 1, 2, ..."""
     first = column[0] if len(column) else -1

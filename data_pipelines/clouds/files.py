@@ -31,7 +31,7 @@ def read_cloud(path: str | Path) -> np.ndarray:
         return read_points(path)
     content = contents(path)
     if kind == ".npy":
-        return _array_xyz(array_of(content, path), path)
+        return array_xyz(array_of(content, path), path)
     if kind in (".pcd", ".ply"):
         return fields_xyz((read_pcd if kind == ".pcd" else read_ply)(content, path), path)
     if kind in OTHERS:
@@ -71,7 +71,12 @@ def array_of(content: bytes, path: str | Path) -> np.ndarray:
     return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
 
 
-def _array_xyz(found: np.ndarray, path: Path) -> np.ndarray:
+def array_xyz(found: np.ndarray, path: Path) -> np.ndarray:
+    """Points [S, 3] float64 of an array: of fields x, y and z, of rows, or of the pixels of a grid.
+
+    Raises:
+      DataError: naming `path`, where it is none of these.
+    """
     if found.dtype.names:
         picked = axes(found.dtype.names, path)
         columns = [found[found.dtype.names[at]] for at in picked or ()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 
 from data_pipelines.scan import DataError
 
 HEAD = 4096  # bytes that are looked at
+UNPACKED = 2 << 30  # bytes that a packed file may hold
 AGAIN = "download it again"
 SAVE_AS = "save its points as ply, pcd, npy or csv"
 UNPACK = "unpack it first"
@@ -33,9 +35,6 @@ MAGIC: dict[bytes, tuple[str, str]] = {
     b"MM\x00*": ("a TIFF picture", "give it its own ending, .tiff, in a data set of organised scans"),
     b"RIFF": ("a picture, sound or film (RIFF)", "give the scan itself"),
     b"\xd0\xcf\x11\xe0": ("an old Office document", "save the sheet as csv"),
-    b"LASF": ("a LAS or LAZ scan, which is not read", SAVE_AS),
-    b"ASTM-E57": ("an E57 scan, which is not read", SAVE_AS),
-    b"glTF": ("a glTF mesh, which is not read", SAVE_AS),
     b"Kaydara FBX": ("an FBX mesh, which is not read", SAVE_AS),
     b"# vtk DataFile": ("a VTK file, which is not read", SAVE_AS),
     b"\x89HDF": ("an HDF5 file, which is not read", SAVE_AS),
@@ -46,8 +45,9 @@ MAGIC: dict[bytes, tuple[str, str]] = {
     b"<<<<<<< ": ("a file with an unsolved git conflict", "solve it, or check the file out again"),
     b"ISO-10303-21": ("a CAD model (STEP)", SAVE_AS),
 }
-# of clouds: first bytes -> the ending that belongs to them
-OWN = {b"\x93NUMPY": ".npy", b"ply\n": ".ply", b"ply\r": ".ply", b"# .PCD": ".pcd"}
+# of scans: first bytes -> the endings that belong to them
+OWN = {b"\x93NUMPY": (".npy",), b"ply\n": (".ply",), b"ply\r": (".ply",), b"# .PCD": (".pcd",), b"LASF": (".las", ".laz"),
+       b"ASTM-E57": (".e57",), b"glTF": (".glb",)}
 # endings of formats known by name alone
 OTHERS = {".ptx": "a Leica PTX scan", ".las": "a LAS scan", ".laz": "a LAZ scan", ".e57": "an E57 scan", ".stl": "an STL mesh",
           ".obj": "an OBJ mesh", ".off": "an OFF mesh", ".npz": "an archive of arrays", ".xlsx": "an Excel sheet"}
@@ -58,9 +58,9 @@ def what_else(head: bytes, kind: str) -> tuple[str, str] | None:
     for start, (what, todo) in MAGIC.items():
         if head.startswith(start):
             return what, todo
-    for start, ending in OWN.items():
-        if head.startswith(start) and kind != ending:
-            return f"a {ending[1:].upper()} file by its content", f"rename it to end in {ending}"
+    for start, endings in OWN.items():
+        if head.startswith(start) and kind not in endings:
+            return f"a {endings[0][1:].upper()} file by its content", f"rename it to end in {endings[0]}"
     if head[257:262] == b"ustar":
         return "a tar archive", UNPACK
     if not head.strip(b"\0"):
@@ -74,18 +74,23 @@ def what_else(head: bytes, kind: str) -> tuple[str, str] | None:
         return "an XML file", AGAIN
     if start.startswith((b"{", b"[{", b"[[")) or re.match(rb"\[\s*(\"|\{|\[|-?\d)", start):
         return "a JSON file", SAVE_AS
-    if re.match(rb"solid\b[^\n]*\s+facet\s", start):
+    if kind != ".stl" and re.match(rb"solid\b[^\n]*\s+facet\s", start):
         return "an STL mesh, which is not read as a cloud", SAVE_AS
     return None
 
 
-def contents(path: str | Path) -> bytes:
-    """The bytes of a file that may be a cloud or a table.
+def contents(path: str | Path, head: bool = False, begins: bytes = b"") -> bytes:
+    """The bytes of a file that may be a cloud or a table, unpacked where its name ends in `.gz`.
+
+    Args:
+      head: the first HEAD bytes alone, for those whose library reads the file itself.
+      begins: what files of this format begin with, where that is known.
 
     Raises:
       DataError: no such file, a folder, unreadable, empty, or by its first bytes something else; the line says what.
     """
     path = Path(path)
+    packed = path.suffix.lower() == ".gz"
     try:
         if path.is_dir():
             raise DataError(f"{path}: a folder, not a file; give the files in it")
@@ -93,12 +98,36 @@ def contents(path: str | Path) -> bytes:
             raise DataError(f"{path}: no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
         if not path.is_file():
             raise DataError(f"{path}: not a plain file; save it to disk first")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(HEAD) if head else file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its rights and its disk") from error
     if not content:
         raise DataError(f"{path}: the file is empty; copy or export it again")
-    other = what_else(content[:HEAD], path.suffix.lower())
+    if packed and content.startswith(b"\x1f\x8b"):
+        content = _unpacked(content, path)
+    other = what_else(content[:HEAD], Path(path.stem).suffix.lower() if packed else path.suffix.lower())
     if other:
         raise DataError(f"{path}: {other[0]}; {other[1]}")
+    if not content.startswith(begins):
+        raise DataError(f"{path}: no {path.suffix[1:].upper()} file by its content; export the scan again")
     return content
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """What a gzip file packs, unless that is more than any scan has: a small file may unpack to any size."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacker.decompress(content, UNPACKED)
+    except zlib.error as error:
+        raise DataError(f"{path}: the packed file is damaged ({error}); copy it again") from error
+    if unpacker.unconsumed_tail:
+        raise DataError(f"{path}: more than {UNPACKED >> 30} GiB when unpacked; thin the scan out")
+    if not unpacker.eof:
+        raise DataError(f"{path}: truncated, the packed data do not come to an end; copy it again")
+    return found
+
+
+def said(error: Exception) -> str:
+    """What the exception of a library says, in one short line."""
+    return " ".join(str(error).split())[:100] or type(error).__name__

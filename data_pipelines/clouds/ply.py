@@ -78,6 +78,11 @@ def read_ply(content: bytes, path: str | Path) -> list[Field]:
     return fields
 
 
+def has_faces(content: bytes, path: str | Path) -> bool:
+    """Whether a PLY file is a mesh. Raises DataError for a broken header."""
+    return any(element.name in ("face", "faces", "tristrips") and element.count for element in _header(content, path)[0])
+
+
 def _header(content: bytes, path: str | Path) -> tuple[list[_Element], bool, int]:
     """(elements, whether the body is text, where it starts)."""
     # A body may begin with a byte that looks like half a line end: the first line says what a line end is.

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clouds.files import TEXT, read_cloud
+from data_pipelines.clouds.meshes import check_stl
 from data_pipelines.clouds.sampling import clean, seed_of
+from data_pipelines.clouds.tiff import TIFF, read_xyz
 from data_pipelines.datasets.data_set import UNORGANISED, DataSet
 from data_pipelines.datasets.listing import Listing, Partners, categories_in, find_root, is_good, unknown_category
-from data_pipelines.datasets.pictures import TIFF, read_xyz
 from data_pipelines.datasets.truth import MARKS, read_marks
 from data_pipelines.scan import DataError, Sample, Scan
 
@@ -197,11 +198,8 @@ def sample_mesh(path: str | Path, count: int, seed: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    content = path.read_bytes() if path.suffix.lower() == ".stl" else b""
-    binary = not content.lstrip().startswith(b"solid") or b"facet" not in content[:1024]
-    promised = 84 + 50 * int.from_bytes(content[80:84], "little")
-    if content and (len(content) < promised if binary else b"endsolid" not in content[-256:]):
-        raise DataError(f"{path}: truncated, or no STL file; export the mesh again")
+    if path.suffix.lower() == ".stl":
+        check_stl(path.read_bytes(), path)
     import open3d as o3d
 
     with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):

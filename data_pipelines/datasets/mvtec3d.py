@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clouds.sampling import MIN_POINTS, clean
+from data_pipelines.clouds.tiff import TIFF, read_xyz
 from data_pipelines.datasets.data_set import COMMON, DataSet
 from data_pipelines.datasets.foreground import EPS, LEAST, object_pixels
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, unknown_category
-from data_pipelines.datasets.pictures import TIFF, read_flags, read_rgb, read_xyz
+from data_pipelines.datasets.pictures import read_flags, read_rgb
 from data_pipelines.scan import DataError, Sample, Scan
 
 LAYOUT = "<category>/test/<defect>/xyz/*.tiff"

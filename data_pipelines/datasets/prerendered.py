@@ -16,10 +16,11 @@ import numpy as np
 
 from data_pipelines.clouds.files import read_array, read_cloud
 from data_pipelines.clouds.sampling import clean
+from data_pipelines.clouds.tiff import TIFF, read_xyz
 from data_pipelines.datasets.data_set import DataSet
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, is_good, spelt, unknown_category
 from data_pipelines.datasets.mvtec3d import RECIPE
-from data_pipelines.datasets.pictures import TIFF, read_grey, read_rgb, read_xyz
+from data_pipelines.datasets.pictures import read_grey, read_rgb
 from data_pipelines.datasets.truth import read_colours
 from data_pipelines.rendering.views import fill_unseen
 from data_pipelines.scan import DataError, GivenViews, Sample, Scan

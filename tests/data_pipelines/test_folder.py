@@ -276,7 +276,7 @@ def test_marks_that_could_be_of_several_scans(root):
 @pytest.mark.parametrize("name, content, message", [
     ("a.ply", b"", "empty"), ("a.pcd", b"nothing", "not a PCD"), ("a.txt", b"1 2 3\n4 5", "one length"),
     ("a.csv", b"1,2", "found 2"),
-    ("a.npy", b"nothing", "not a readable array"), ("a.xyz", b"1 2 3\n" * 20, "at one place"), ("a.stl", b"", "no triangles"),
+    ("a.npy", b"nothing", "not a readable array"), ("a.xyz", b"1 2 3\n" * 20, "at one place"), ("a.stl", b"", "truncated"),
     ("a.stl", b"\0" * 80 + b"\5\0\0\0" + b"\0" * 60, "truncated"), ("a.stl", b"solid x\nfacet normal 0 0 0\n", "truncated"),
     ("a.obj", b"v 1 2 3\n", "no triangles"), ("a.tiff", b"II*\0", "not a readable TIFF")])
 def test_broken_scans_are_named(tmp_path, name, content, message):

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from data_pipelines.clouds.tiff import read_xyz
 from data_pipelines.datasets import open_reader, pictures, prerendered
 from data_pipelines.scan import DataError
 from tests.data_pipelines import test_eyecandies, test_prerendered
@@ -95,7 +96,7 @@ def little_memory():
 
 
 READS = {
-    "tiff": (pictures.read_xyz, [tiff(), tiff(dtype=np.float64), tiff(compression="zlib"), tiff(compression="lzma"),
+    "tiff": (read_xyz, [tiff(), tiff(dtype=np.float64), tiff(compression="zlib"), tiff(compression="lzma"),
                                  tiff(bigtiff=True, byteorder=">"), tiff(tile=(16, 16)),
                                  tiff(rowsperstrip=2)], (None, None, 3), None),
     "flags": (pictures.read_flags, [picture("PNG"), picture("PNG", "P"), picture("PNG", "RGBA"), picture("PNG", "1"),
@@ -231,7 +232,7 @@ def test_tiffs_that_claim_much(make, tmp_path):
     path = tmp_path / "a.tiff"
     path.write_bytes(make())
     with little_memory():
-        assert tells(lambda: pictures.read_xyz(path))
+        assert tells(lambda: read_xyz(path))
 
 
 @pytest.mark.parametrize("head", [
