@@ -1,25 +1,32 @@
-"""report.html and pictures of a run: what was found, where, and how sure, on a few objects of every test category."""
+"""report.html and pictures of a run: what was found, where, and how sure; every object one click away."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from ml_collections import ConfigDict
 
-from data_pipelines.files import write_atomic
+from data_pipelines.files import atomic
 from data_pipelines.input import eval_batches
 from data_pipelines.records.store import RecordSet
 from experiments import pages, pictures
 from experiments.data import index_rows
+from experiments.measured import RESAMPLES, Measured, losses, measure, read
 from experiments.summary import columns
 from gsclip_jax.evaluation import score as evaluate
-from gsclip_jax.inspection import markup
-from gsclip_jax.inspection.heat import front
+from gsclip_jax.inspection import compact, markup
+from gsclip_jax.inspection.heat import front, heat
 from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
+BYTES = 48 << 20  # all objects together; the rest of the page is under one MB
+LEAST = 9000  # bytes of an object of LEAST_POINTS points; where not even that is there for each, some are left out
+LEAST_POINTS = 1000
+POINT = 7.5  # bytes of a point with its score
 
 
 def choose(rows: list[dict], count: int) -> list[dict]:
@@ -40,11 +47,13 @@ def choose(rows: list[dict], count: int) -> list[dict]:
             chosen.append(pool[number % len(pool)])
     return chosen
 
-
 def write_report(
     config: ConfigDict, home: Path, results: dict, compared: dict[str, dict], load: Callable[[], RecordSet]
 ) -> None:
     """Writes pictures/heatmaps.png and report.html into `home` (once: both are cheap to delete and make again).
+
+    The page has every object, or none where `config.eval.pictures` is 0, in at most about BYTES bytes: of many objects fewer
+    points and views are kept, of very many not all, and the page says so.
 
     Args:
       home: the folder of the evaluation, with its scores.
@@ -54,18 +63,27 @@ def write_report(
     if page.exists():
         return
     records = load()
-    chosen = choose(index_rows(records, list(results["categories"])), config.eval.pictures)
+    rows = index_rows(records, list(results["categories"]))
     own = (config.target.name or config.data.name) != "prerendered"  # else the pictures came with the data
-    drawn = _drawn(records, home / "eval", chosen, own) if chosen else []
-    if drawn:
+    chosen = choose(rows, config.eval.pictures)
+    if chosen:
+        drawn = _drawn(records, home / "eval", chosen, own)
         labels = ["\n".join(map(one_line, label)) for label, _ in drawn]
         pictures.save(pictures.sheet([row for _, row in drawn], TITLES, labels), home / "pictures" / "heatmaps.png")
-    write_atomic(page, _html(home, results, compared, drawn).encode())
+    found = measure(rows, home / "eval")
+    shown, limits = _shown(rows) if chosen else ([], [])
+    training = home.parent.parent if home.parent.name == "evaluations" else home
+    with atomic(page) as path, path.open("w", encoding="utf-8") as file:
+        file.writelines(_page(home, results, compared, found, {
+            "losses": losses(training / "metrics.jsonl"), "settings": _flat(config.to_dict()), "limits": limits,
+            "rows": [_about(row, home / "eval", found) for row in shown],
+            "records": _records(records, home / "eval", shown, own, found),
+        }))  # fmt: skip
 
 
 def _drawn(records: RecordSet, folder: Path, chosen: list[dict], own: bool) -> list[tuple[list[str], list[np.ndarray]]]:
     """Lines of the label and the panels of every object; `own` for pictures that were rendered here."""
-    found = _fields(records, {row["object_index"] for row in chosen})
+    found = {row["object_index"]: fields for row, fields in _each(records, chosen)}
     scale, drawn = {}, []
     for row in chosen:
         category, fields = row["category"], found[row["object_index"]]
@@ -89,30 +107,95 @@ def _ends(records: RecordSet, folder: Path, category: str) -> tuple[float, float
     low, high = np.quantile(np.concatenate(values), [0.5, 0.998])
     return float(low), float(high)
 
+def _shown(rows: list[dict]) -> tuple[list[dict], list[str]]:
+    """The objects that the page has room for, and what it says of those it has not."""
+    if len(rows) * LEAST <= BYTES:
+        return rows, []
+    kept = rows[:: -(-len(rows) * LEAST // BYTES)]
+    return kept, [f"{len(kept):,} of {len(rows):,} objects are shown: the page is kept under {BYTES >> 20} MB."]
 
-def _fields(records: RecordSet, numbers: set[int]) -> dict[int, dict]:
-    found = {}
-    categories = list(dict.fromkeys(records.index[number]["category"] for number in numbers))
-    for batch in eval_batches(records, categories=categories, batch_size=4):
+
+def _about(row: dict, folder: Path, found: Measured) -> dict:
+    """What the table and the head of an opened object say of it."""
+    scores = read(row, folder)
+    score, points = float(scores["object"]), scores["points"][scores["valid"]]
+    others = found.scores[row["category"]]
+    ranked = others["sound"] + others["defective"]
+    name = f"{row['category']}/{row['name']}"
+    return {
+        "id": hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:12], "name": one_line(row["name"]),
+        "category": one_line(row["category"]), "source": one_line(name), "defect": one_line(row["defect"]),
+        "label": int(scores["label"]), "score": score, "rank": 1 + sum(other > score for other in ranked), "of": len(ranked),
+        "points": len(points), "highest": float(points.max()) if len(points) else None, "verdict": None, "notes": [],
+    }  # fmt: skip
+
+
+def _records(records: RecordSet, folder: Path, shown: list[dict], own: bool, found: Measured) -> Iterator[tuple[str, Markup]]:
+    """One object after the other, as the page keeps it: its id, and what is said and shown of it."""
+    share = BYTES / max(len(shown), 1)
+    for row, fields in _each(records, shown):
+        about, scores = _about(row, folder, found), read(row, folder)
+        valid = fields["valid"]
+        limit = int(np.clip(share * 0.55 / POINT, LEAST_POINTS, compact.LIMIT))
+        cloud = compact.cloud(fields["xyz"][valid], scores["points"][valid], mask=fields["point_mask"][valid], limit=limit)
+        views = _views(row, fields, scores["points"], records, own, share - len(cloud["data"]))
+        body = {"cloud": cloud, "removed": None, "views": views}
+        yield about["id"], Markup(f"[{markup.data({**about, 'shown': cloud['n']})},{markup.data(body)}]")
+
+
+def _views(row: dict, fields: dict, points: np.ndarray, records: RecordSet, own: bool, room: float) -> dict | None:
+    """As many views as there is room for, those that show most of the highest scores first."""
+    maps = np.full(fields["render"].shape, np.nan, np.float32)
+    for view in range(len(maps)):
+        shown = front(fields, records.recipe, view, row["category"]) if own else None
+        scores, painted = heat(points, fields, view, shown)
+        maps[view][painted] = scores[painted]
+    made = compact.views(fields["render"], fields["depth"], maps)
+    size = sum(len(made[name]) for name in ("render", "depth", "heat"))
+    if size <= room:
+        return made
+    count = int(room / size * len(maps))
+    if not count:
+        return None
+    kept = np.sort(compact.hottest(maps)[:count])
+    return compact.views(fields["render"][kept], fields["depth"][kept], maps[kept]) | {"numbers": kept.tolist()}
+
+
+def _each(records: RecordSet, shown: list[dict]) -> Iterator[tuple[dict, dict]]:
+    """The index rows with the fields of their objects, in the order of the records."""
+    wanted = {row["object_index"]: row for row in shown}
+    categories = list(dict.fromkeys(row["category"] for row in shown))
+    for batch in eval_batches(records, categories=categories, batch_size=4) if categories else ():
         for i in np.flatnonzero(batch["real"]):
-            if int(batch["object_index"][i]) in numbers:
-                found[int(batch["object_index"][i])] = {name: value[i] for name, value in batch.items()}
-    return found
+            if int(batch["object_index"][i]) in wanted:
+                yield wanted[int(batch["object_index"][i])], {name: value[i] for name, value in batch.items()}
 
 
-def _html(home: Path, results: dict, compared: dict[str, dict], drawn) -> str:
+def _page(home: Path, results: dict, compared: dict[str, dict], found: Measured, shown: dict) -> Iterator[str]:
+    """The page in pieces.
+
+    Args:
+      shown: losses, settings, limits, rows and records, as `write_report` makes them.
+    """
     tables = [*results["categories"].values(), results["mean"], *(other["mean"] for other in compared.values())]
     names = [(key, title) for key, title in columns(results["mean"], released=True)
              if any(values.get(key) is not None for values in tables)]  # fmt: skip
-    rows = [(f"{category} ({values['n_good']} good, {values['n_defective']} defective)", values, "")
-            for category, values in results["categories"].items()]  # fmt: skip
-    rows.append(("mean", results["mean"], "mean"))
-    rows += [(f"{name.replace('_', ' ')}, mean", other["mean"], "other") for name, other in compared.items()]
-    shown = [(label, [_image(panel) for panel in row]) for label, row in drawn]
-    return pages.page(
-        "report.html", workdir=home, results=results, names=names, rows=rows, titles=TITLES, drawn=shown
-    )
+    table = [(f"{category} ({values['n_good']} good, {values['n_defective']} defective)", values, "")
+             for category, values in results["categories"].items()]  # fmt: skip
+    table.append(("mean", results["mean"], "mean"))
+    table += [(f"{name.replace('_', ' ')}, mean", other["mean"], "other") for name, other in compared.items()]
+    scores = {one_line(category): values for category, values in found.scores.items()}
+    titles = {"o_auroc": "O-AUROC", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
+    drawn = [{**chart, "title": f"{chart['title']}, {titles[chart['area']]} {100 * value:.1f} %"}
+             for chart in found.charts if (value := results["mean"].get(chart["area"])) is not None]  # fmt: skip
+    charts = markup.data({"curves": drawn, "losses": shown["losses"], "scores": scores})
+    here = markup.data({"title": one_line(str(home)), "scale": found.scale, "highest": found.highest, "scores": scores})
+    return pages.pieces("report.html", workdir=home, results=results, names=names, table=table, kinds=found.kinds, charts=charts,
+                        here=here, resamples=RESAMPLES, **shown)  # fmt: skip
 
 
-def _image(panel: np.ndarray) -> markup.Markup:
-    return markup.picture(pictures.png(pictures.enlarged(panel, 2 * len(panel))))
+def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in values.items():
+        found += _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else [(f"{before}{name}", str(value))]
+    return found

@@ -1,7 +1,8 @@
 """ROC and PRO curves of a category with bootstrap bands over its objects, and how well each kind of defect is found.
 
-Curves are read at fixed false-positive rates and averaged there over categories ("vertical averaging", Fawcett 2006): the area under
-the mean curve is the mean of the areas. Points are sorted into bins of equal numbers of them; objects are drawn as in `bootstrap.py`.
+Curves are read at fixed false-positive rates and averaged there over categories ("vertical averaging", Fawcett 2006): the area
+under the mean curve is the mean of the areas. Points are sorted into bins of equal numbers of them; objects are drawn as in
+`bootstrap.py`.
 """
 
 from __future__ import annotations

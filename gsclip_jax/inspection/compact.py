@@ -65,9 +65,18 @@ def views(render: np.ndarray, depth: np.ndarray, heat: np.ndarray) -> dict:
     picture[found] = quantised + 1
     count, height, width = render.shape
     return {
-        "count": count, "height": height, "width": width, "scores": ends, "hottest": int(_hottest(heat)),
+        "count": count, "height": height, "width": width, "scores": ends, "hottest": int(hottest(heat)[0]),
         "render": _png(render), "depth": _png(depth), "heat": _png(picture),
     }  # fmt: skip
+
+
+def hottest(heat: np.ndarray) -> np.ndarray:
+    """The views of [V,H,W], int [V], in the order of how much they show of the highest hundredth of the pixels."""
+    found = heat[np.isfinite(heat)]
+    if not found.size:
+        return np.arange(len(heat))
+    hot = np.where(np.isfinite(heat), heat, -np.inf) >= np.quantile(found, 0.99)
+    return np.argsort(-hot.sum((1, 2)), kind="stable")
 
 
 def levels(values: np.ndarray, steps: int) -> tuple[np.ndarray, list[float]]:
@@ -132,14 +141,6 @@ def _facing(xyz: np.ndarray, points: np.ndarray) -> list[float] | None:
     found = normal + 0.35 * outwards / max(np.linalg.norm(outwards), 1e-300)
     length = np.linalg.norm(found)
     return (found / length).tolist() if np.isfinite(length) and length > 0 else None
-
-
-def _hottest(heat: np.ndarray) -> int:
-    """The view that shows most of the highest hundredth of the pixels."""
-    known = np.where(np.isfinite(heat), heat, -np.inf)
-    if not np.isfinite(known).any():
-        return 0
-    return int((known >= np.quantile(heat[np.isfinite(heat)], 0.99)).sum((1, 2)).argmax())
 
 
 def _png(stack: np.ndarray) -> str:

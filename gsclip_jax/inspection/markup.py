@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -18,13 +20,14 @@ def environment(*packages: str) -> Environment:
         loader=ChoiceLoader([PackageLoader(name) for name in (*packages, "gsclip_jax.inspection")]),
         autoescape=True, undefined=StrictUndefined, finalize=_text, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.globals |= {"own_file": own_file}
+    made.globals |= {"own_file": partial(own_file, (*packages, "gsclip_jax.inspection"))}
     return made
 
 
-def own_file(name: str) -> Markup:
-    """A script or style sheet of this room as it is, to be put inside a page."""
-    return Markup(files("gsclip_jax.inspection").joinpath("templates", name).read_text(encoding="utf-8"))
+def own_file(packages: Sequence[str], name: str) -> Markup:
+    """A script or style sheet as it is, to be put inside a page; of the first package whose templates have it."""
+    places = [files(package).joinpath("templates", name) for package in packages]
+    return Markup(next(place for place in places if place.is_file()).read_text(encoding="utf-8"))
 
 
 def data(value) -> Markup:

@@ -118,10 +118,8 @@ def scale(parts: Sequence[Mapping], good: GoodParts | None) -> dict:
     points to their 99.8 % quantile: what stands out of this batch.
     """
     if good is not None and good.point_threshold is not None:
-        threshold, width = good.point_threshold, max(good.point_threshold - good.point_middle, 1e-6)
-        bounded = threshold < 1 and all(part["highest"] is None or part["highest"] <= 1 for part in parts)
-        high = min(threshold + width, 1.0) if bounded else threshold + width
-        return {"low": threshold - width, "high": high, "threshold": threshold}
+        highest = max((part["highest"] for part in parts if part["highest"] is not None), default=0.0)
+        return anchored(good.point_middle, good.point_threshold, highest)
     known = [part for part in parts if part["quantiles"]]
     if not known:
         return {"low": 0.0, "high": 1.0, "threshold": None}
@@ -131,6 +129,17 @@ def scale(parts: Sequence[Mapping], good: GoodParts | None) -> dict:
     order = np.argsort(values)
     low, high = np.interp([0.5, 0.998], np.cumsum(weights[order]) / weights.sum(), values[order])
     return {"low": float(low), "high": max(float(high), float(low) + 1e-6), "threshold": None}
+
+
+def anchored(middle: float, threshold: float, highest: float) -> dict:
+    """The colour scale with a threshold in its middle: {low, high, threshold}.
+
+    Args:
+      middle: the score that most sound points have; highest: of all points that are shown.
+    """
+    width = max(threshold - middle, 1e-6)
+    high = min(threshold + width, 1.0) if threshold < 1 and highest <= 1 else threshold + width
+    return {"low": threshold - width, "high": high, "threshold": threshold}
 
 
 def _kept(folder: Path) -> Iterator[dict]:

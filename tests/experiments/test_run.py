@@ -13,6 +13,7 @@ from experiments import data, predict, run
 from experiments.command_line import parse
 from gsclip_jax.inspection.saved import EMBEDDED, load_model
 from gsclip_jax.parts import ConfigError
+from tests.browser import opened, picture, ready, warm
 
 SMALL = [
     "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",
@@ -111,8 +112,33 @@ def test_a_run_leaves_its_work_directory_complete(finished):
     assert len(list((workdir / "eval" / "vase").glob("*.npz"))) == 4
     stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
     assert stages == {"stage1", "stage2"}
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.count('<script type="application/json" class="part"') == 4, "every object is in it"
+    assert "surface variation, mean" in page and '"title":"stage2"' in page and '"title":"Regions: PRO, P-PRO' in page
     compared = json.loads((workdir / "compare" / "surface_variation" / "results.json").read_text())
     assert 0 <= compared["mean"]["p_auroc"] <= 1 and compared["weights"] == {}
+
+
+@pytest.mark.slow
+def test_every_object_is_one_click_away(finished):
+    """In a browser: curves with bands, losses, an object that turns, its ground truth."""
+    with opened(finished[0] / "report.html") as page:
+        assert page.locator("[data-is=curves] svg[role=img]").count() == 3 == page.locator("[data-is=curves] .band").count()
+        assert page.locator("[data-is=losses] svg[role=img]").count() == 2
+        assert page.locator("[data-is=distributions] svg").count() == 1
+        page.click("th:has-text('truth') button")
+        page.click("th:has-text('truth') button")
+        page.locator("tbody tr:first-child a[href^='#part']").click()
+        ready(page)
+        assert page.locator("[data-is=verdict]").inner_text().startswith("defective: ")
+        page.select_option("[data-is=mode]", "2")
+        page.wait_for_timeout(150)
+        truth = picture(page)
+        assert warm(truth) > 50, "the ground truth is red"
+        page.focus("[data-is=canvas]")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(150)
+        assert (picture(page) != truth).any(-1).mean() > 0.01
 
 
 def test_the_same_command_again_reuses_everything(finished, capsys):

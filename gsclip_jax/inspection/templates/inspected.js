@@ -1,9 +1,10 @@
 // What the page of inspected parts says of one part.
 "use strict";
 
+const rank = (about) => `rank ${HERE.scores.filter((score) => score !== null && score > about.score).length + 1} of ${HERE.scores.length}`;
 const KIND = {
   statement: "Without good parts to compare with, the score ranks the parts of this batch; it is no verdict.",
-  unjudged: (about) => `rank ${HERE.scores.filter((score) => score !== null && score > about.score).length + 1} of ${HERE.scores.length}`,
+  chip: (about) => (about.verdict ? [about.verdict.kind, about.verdict.kind.replace(" ", "-")] : [rank(about), "unjudged"]),
   facts(about) {
     const verdict = about.verdict, found = [["object score", number(about.score)], ["highest point score", number(about.highest)]];
     if (verdict) {

@@ -2,7 +2,6 @@
 "use strict";
 
 const HERE = { ...JSON.parse(document.getElementById("here").textContent), ...KIND };  // KIND: what differs between kinds of page
-const SVG = "http://www.w3.org/2000/svg";
 const find = (name) => document.querySelector(`[data-is="${name}"]`);
 const number = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
@@ -10,13 +9,6 @@ function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
   if (text !== undefined) made.textContent = text;
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-function drawing(tag, attributes, text) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text !== undefined) made.textContent = text;
   return made;
 }
 
@@ -123,11 +115,13 @@ find("canvas").addEventListener("pointerup", (event) => {
     : "No point there.";
 });
 
+const viewNumber = (view) => (views.packed.numbers ? views.packed.numbers[view] : view) + 1;
+
 function paintViews() {
   if (!views) return;
   const score = sliderScore();
   for (const kind of ["render", "depth", "heat"]) views.paint(chosenView, kind, find(`view-${kind}`), score);
-  find("view-name").textContent = `View ${chosenView + 1} of ${views.packed.count}`;
+  find("view-name").textContent = `View ${viewNumber(chosenView)}${views.packed.numbers ? "" : ` of ${views.packed.count}`}`;
   [...find("thumbs").children].forEach((button, view) => {
     views.paint(view, "heat", button.firstChild, score);
     button.setAttribute("aria-pressed", view === chosenView);
@@ -139,7 +133,7 @@ function showViews() {
   find("thumbs").replaceChildren();
   if (!views) return;
   for (let view = 0; view < views.packed.count; view++) {
-    const button = element("button", undefined, { type: "button", title: `view ${view + 1}`, "aria-label": `view ${view + 1}` });
+    const button = element("button", undefined, { type: "button", "aria-label": `view ${viewNumber(view)}` });
     button.append(element("canvas"));
     button.addEventListener("click", () => { chosenView = view; paintViews(); });
     find("thumbs").append(button);
@@ -155,8 +149,9 @@ async function show(id) {
   find("nothing").hidden = true;
   find("name").textContent = about.name;
   find("source").textContent = about.source;
-  find("verdict").textContent = about.verdict ? about.verdict.kind : HERE.unjudged(about);
-  find("verdict").className = `chip ${about.verdict ? about.verdict.kind.replace(" ", "-") : "unjudged"}`;
+  const [said, tone] = HERE.chip(about);
+  find("verdict").textContent = said;
+  find("verdict").className = `chip ${tone}`;
   find("reason").textContent = about.verdict ? about.verdict.reason : HERE.statement;
   find("facts").replaceChildren(...HERE.facts(about).map(([term, value]) => {
     const pair = element("div");
@@ -171,7 +166,8 @@ async function show(id) {
   for (const option of find("mode").options) option.hidden = option.disabled = !modes[option.value];
   if (!modes[find("mode").value]) find("mode").value = 0;
   for (const row of rows) row.toggleAttribute("aria-current", row.dataset.id === id);
-  plot(about);
+  const { groups, threshold } = HERE.plot(about);
+  find("plot").replaceChildren(strips(groups, { threshold, score: about.score }));
   showNote(about);
   find("detail").setAttribute("aria-busy", "true");
   const drawn = packed.views ? await Views.of(packed.views, scale) : null;
@@ -211,57 +207,6 @@ document.addEventListener("keydown", (event) => {
   link.focus();
   event.preventDefault();
 });
-
-// Plot: where this object's score lies ----------------------------------------------------------------------------------------
-
-function plot(about) {
-  const { groups, threshold } = HERE.plot(about), width = 520, left = 118, row = 54;
-  const marks = groups.flatMap((group) => group.scores).concat(threshold ?? [], about.score ?? []);
-  let low = Math.min(...marks), high = Math.max(...marks);
-  if (!(high > low)) { low -= 0.5; high += 0.5; }
-  const margin = 0.04 * (high - low);
-  low -= margin;
-  high += margin;
-  const x = (score) => left + (width - left - 14) * (score - low) / (high - low), bottom = row * groups.length + 12;
-  const made = drawing("svg", { viewBox: `0 0 ${width} ${bottom + 34}`, role: "img", "aria-label": "where this score lies" });
-  groups.forEach((group, order) => {
-    const base = row * (order + 1);
-    made.append(drawing("text", { x: 0, y: base - 20, class: "label" }, group.label),
-      drawing("text", { x: 0, y: base - 6, class: "small" }, `${group.scores.length} scores`),
-      drawing("line", { x1: left, x2: width, y1: base, y2: base, class: "base" }));
-    const bins = new Map();  // dots on top of each other, as a histogram that shows every part
-    const heights = [];
-    for (const score of group.scores) {
-      const bin = Math.round(x(score) / 5);
-      bins.set(bin, (bins.get(bin) || 0) + 1);
-      heights.push([bin, bins.get(bin)]);
-    }
-    const step = Math.min(5, (row - 12) / Math.max(1, ...bins.values()));
-    if (heights.length > 2000) {
-      for (const [bin, count] of bins) {
-        made.append(drawing("rect", { x: 5 * bin - 2.5, width: 5, y: base - step * count, height: step * count, class: group.tone }));
-      }
-    } else {
-      for (const [bin, count] of heights) {
-        made.append(drawing("circle", { cx: 5 * bin, cy: base - step * (count - 0.5), r: 2.3, class: group.tone }));
-      }
-    }
-  });
-  for (let i = 0; i <= 4; i++) {
-    const score = low + (high - low) * i / 4;
-    made.append(drawing("text", { x: x(score), y: bottom + 12, class: "tick" }, number(score, 3)));
-  }
-  if (threshold !== null && threshold !== undefined) {
-    made.append(drawing("line", { x1: x(threshold), x2: x(threshold), y1: 2, y2: bottom, class: "threshold" }),
-      drawing("text", { x: x(threshold), y: bottom + 28, class: "tick threshold-text" }, "threshold"));
-  }
-  if (about.score !== null) {
-    const here = x(about.score);
-    made.append(drawing("line", { x1: here, x2: here, y1: 2, y2: bottom, class: "this" }),
-      drawing("path", { d: `M${here - 6} 0h12l-6 9z`, class: "this-mark" }));
-  }
-  find("plot").replaceChildren(made);
-}
 
 // Notes: kept by the browser where it allows that, exported as JSON or CSV ------------------------------------------------------
 
