@@ -145,6 +145,7 @@ def _records(records: RecordSet, folder: Path, shown: list[dict], own: bool, fou
 
 def _views(row: dict, fields: dict, points: np.ndarray, records: RecordSet, own: bool, room: float) -> dict | None:
     """As many views as there is room for, those that show most of the highest scores first."""
+    own = own and room > 40_000  # drawing each point again takes 0.1 s an object: not for thousands of them
     maps = np.full(fields["render"].shape, np.nan, np.float32)
     for view in range(len(maps)):
         shown = front(fields, records.recipe, view, row["category"]) if own else None

@@ -124,8 +124,9 @@ def _spacing(xyz: np.ndarray) -> float:
     if len(xyz) < 3:
         return 1.0
     probes = xyz[np.random.default_rng(0).permutation(len(xyz))[:2000]]
-    distance, _ = cKDTree(xyz).query(probes, k=2)
-    return float(np.median(distance[:, 1])) or float(np.ptp(xyz, axis=0).max()) / len(xyz) ** 0.5 or 1.0
+    near = min(9, len(xyz))  # the eighth is as far away on a grid as among random points: 1.5 steps of a grid
+    distance, _ = cKDTree(xyz).query(probes, k=near)
+    return float(np.median(distance[:, -1])) / (near / np.pi) ** 0.5 or float(np.ptp(xyz, axis=0).max()) / len(xyz) ** 0.5 or 1.0
 
 
 def _facing(xyz: np.ndarray, points: np.ndarray) -> list[float] | None:
@@ -145,5 +146,5 @@ def _facing(xyz: np.ndarray, points: np.ndarray) -> list[float] | None:
 
 def _png(stack: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stack.reshape(-1, stack.shape[-1]))).save(buffer, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(stack.reshape(-1, stack.shape[-1]))).save(buffer, "PNG", compress_level=6)
     return base64.b64encode(buffer.getvalue()).decode()

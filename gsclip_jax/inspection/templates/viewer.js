@@ -313,7 +313,7 @@ class CloudViewer {
   removed(visible) { if (this.gone) { this.gone.visible = visible; this.stale = true; } }
   pointSize(factor) {
     this.factor = factor;
-    this.size = 2.2 * factor * (this.spacing || 0.01);
+    this.size = 1.6 * factor * (this.spacing || 0.01);
     this.stale = true;
   }
 
