@@ -2,11 +2,13 @@
 
 import csv
 import json
+import time
 
 import pytest
 
 from gsclip_jax.inspection import page as pages
 from gsclip_jax.inspection.page import part_record, write_pages
+from tests import firefox
 from tests.browser import opened, picture, ready, warm
 from tests.parts import GOOD, HOSTILE, part
 
@@ -139,3 +141,31 @@ def test_two_hundred_thousand_points_turn_smoothly(tmp_path, capsys):
                   f"{(tmp_path / 'index.html').stat().st_size / 2**20:.1f} MB")  # fmt: skip
         page.wait_for_timeout(1500)
         assert frames > 0 and page.evaluate("!viewer.partly"), "at rest all points are drawn"
+
+
+@pytest.mark.slow
+def test_firefox_shows_the_dent(tmp_path):
+    part_record(part("dented", dented=True), tmp_path)
+    part_record(part("sound"), tmp_path)
+    write_pages(tmp_path, "Parts of today", GOOD)
+    with firefox.opened(tmp_path / "index.html") as page:
+        time.sleep(1)
+        assert warm(page.picture("canvas")) > 500 and warm(page.picture("view-heat")) > 500
+        page.run("document.querySelector('[data-is=slider]').value = 1000;"
+                 "document.querySelector('[data-is=slider]').dispatchEvent(new Event('input'))")  # fmt: skip
+        time.sleep(1)
+        assert warm(page.picture("canvas")) < 100
+        page.run("document.querySelector('tbody tr:last-child a').click()")
+        page.wait("document.querySelector('[data-is=verdict]').textContent === 'sound'")
+        page.wait("document.querySelector('[data-is=detail][aria-busy=false]')")
+        time.sleep(1)
+        assert warm(page.picture("canvas")) == 0
+
+
+@pytest.mark.slow
+def test_without_webgl_the_rest_of_the_page_works(tmp_path):
+    part_record(part("dented", dented=True), tmp_path)
+    write_pages(tmp_path, "Parts of today", GOOD)
+    with firefox.opened(tmp_path / "index.html", webgl=False) as page:
+        assert "no WebGL 2" in page.run("return document.querySelector('[data-is=without]').innerText")
+        assert warm(page.picture("view-heat")) > 500 and page.run("return document.querySelector('[data-is=plot] svg') !== null")

@@ -5,6 +5,10 @@ const rank = (about) => `rank ${HERE.scores.filter((score) => score !== null && 
 const KIND = {
   statement: "Without good parts to compare with, the score ranks the parts of this batch; it is no verdict.",
   chip: (about) => (about.verdict ? [about.verdict.kind, about.verdict.kind.replace(" ", "-")] : [rank(about), "unjudged"]),
+  reason({ verdict, highest }) {
+    const hidden = verdict.kind === "defective" && verdict.point_threshold !== null && highest <= verdict.point_threshold;
+    return verdict.reason + (hidden ? " No single point is above the threshold of points; move the slider down to see its highest scores." : "");
+  },
   facts(about) {
     const verdict = about.verdict, found = [["object score", number(about.score)], ["highest point score", number(about.highest)]];
     if (verdict) {

@@ -152,7 +152,7 @@ async function show(id) {
   const [said, tone] = HERE.chip(about);
   find("verdict").textContent = said;
   find("verdict").className = `chip ${tone}`;
-  find("reason").textContent = about.verdict ? about.verdict.reason : HERE.statement;
+  find("reason").textContent = about.verdict ? HERE.reason(about) : HERE.statement;
   find("facts").replaceChildren(...HERE.facts(about).map(([term, value]) => {
     const pair = element("div");
     pair.append(element("dt", term), element("dd", value));
