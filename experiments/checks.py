@@ -28,6 +28,7 @@ from gsclip_jax.method import Method
 from gsclip_jax.methods import METHODS, entry_of, trains_on
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.parts import ConfigError, check_known
+from gsclip_jax.runtime.metric_writer import LOGGERS, missing
 from gsclip_jax.runtime.sharding import make_mesh
 from gsclip_jax.training.train import partition
 
@@ -116,6 +117,10 @@ def check_values(config: ConfigDict) -> None:
     for key, known in CHOICES.items():
         if key in values:
             check_known(key, values[key], known)
+    for name in values.get("loggers", ()):
+        check_known("loggers", name, LOGGERS)
+        if how := missing(name):
+            raise ConfigError(f"config.loggers: {name!r} is not installed here: {how}, or leave it out")
     for key, (low, high) in RANGES.items():
         value = values.get(key, low)
         if not isinstance(value, int | float) or not low <= value <= high:

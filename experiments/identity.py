@@ -69,6 +69,7 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     ("compare", SHOWN, "runs of their own in compare/"),
     ("mesh", RUNNING, "devices"),
     ("save_every_s", RUNNING, "how often a checkpoint is written"),
+    ("loggers", RUNNING, "where the numbers of the training are shown beside metrics.jsonl"),
     ("auxiliary", EVALUATION, "the runs of a protocol whose means are taken; each has a folder of its own"),
     ("out", RUNNING, "where a pretraining writes its weights"),
     ("start", TRAINING, "the weights that a pretraining goes on from"),

@@ -152,7 +152,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
             read = partial(batches.train_batches, records, optional=needed, seed=config.seed, places=places, **objects)
             steps = batches.steps_per_epoch(records, category, stage.batch_size)
             how = FitConfig(workdir / stage.name, mesh, config.seed, config.save_every_s)
-            writer = MetricWriter(workdir / "metrics.jsonl")
+            writer = MetricWriter(workdir / "metrics.jsonl", config.loggers)
             coming = lambda first: store.join(read(start_step=first))  # noqa: B023, E731  read within this iteration alone
             if saving:
                 stage = replace(stage, saving=saving[number])  # taken where the memory asks for it

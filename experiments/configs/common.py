@@ -79,6 +79,7 @@ def embedded() -> ConfigDict:
         # On a CPU every virtual device works with one core, which uses several cores better than one device does.
         "mesh": {"data": -1, "model": 1, "cpu_devices": 2},
         "save_every_s": 60.0,
+        "loggers": (),  # beside metrics.jsonl: tensorboard, wandb, mlflow (each an extra of the installation)
     })  # fmt: skip
     config.update(sections("gsclip"))
     config.model.update({
