@@ -21,7 +21,7 @@ def part(name: str = "ball", dented: bool = False, count: int = 3000, judged: bo
         points[hole] += 0.4
     removed = np.zeros(count, bool)
     removed[: count // 10] = True
-    xyz[removed, 2] = -1.2
+    xyz[removed] = xyz[removed] * [2, 2, 0] - [0, 0, 1.2]  # a table under it
     points[removed] = np.nan
     xyz[-3:], points[-3:] = np.nan, np.nan
     y, x = np.mgrid[:48, :48]

@@ -276,7 +276,7 @@ class CloudViewer {
     const narrow = Math.min(1, this.camera.aspect);
     this.controls.target.set(0, 0, 0);
     this.camera.up.set(...(Math.abs(from.z) > 0.95 ? [0, 1, 0] : [0, 0, 1]));
-    this.camera.position.copy(from).multiplyScalar(1.06 / Math.sin(this.camera.fov * Math.PI / 360) / narrow);
+    this.camera.position.copy(from).multiplyScalar(0.92 / Math.sin(this.camera.fov * Math.PI / 360) / narrow);
     this.camera.lookAt(this.controls.target);
     this.controls.update();
     this.stale = true;
@@ -313,7 +313,7 @@ class CloudViewer {
   removed(visible) { if (this.gone) { this.gone.visible = visible; this.stale = true; } }
   pointSize(factor) {
     this.factor = factor;
-    this.size = 1.6 * factor * (this.spacing || 0.01);
+    this.size = 2.2 * factor * (this.spacing || 0.01);
     this.stale = true;
   }
 
