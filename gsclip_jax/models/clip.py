@@ -182,7 +182,7 @@ def encode_image(
     Args:
       lora: factors of `init_lora` for this stream; scaled by `lora_scale` (alpha / rank).
       vv: take the tokens from the V-V attention path of the last `cfg.vv_blocks` blocks (render stream).
-      layers: 1-based numbers of the blocks whose tokens to return; the last by default.
+      layers: 1-based numbers of the blocks whose tokens to return; the last by default, () for the class token alone.
       dropout: on the input of the LoRA factors, training only; its `images` are the numbers of x's, flattened.
       keep: int [...,K], the patches to encode and to return tokens of; the others are left out, as if they were not there.
 
@@ -194,16 +194,22 @@ def encode_image(
     if channels != 3 or height % cfg.patch or width % cfg.patch:
         raise ValueError(f"images are {x.shape[-3:]}; the encoder takes [H,W,3] with H and W multiples of {cfg.patch}")
     layers = (cfg.vision_layers,) if layers is None else tuple(layers)
-    if not layers or not all(1 <= layer <= cfg.vision_layers for layer in layers):
+    if not all(1 <= layer <= cfg.vision_layers for layer in layers):
         raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
     x = x.reshape(-1, height, width, 3).astype(cfg.dtype)
     tokens = clip.visual.embed(x, None if keep is None else keep.reshape(-1, keep.shape[-1]))
+    vv_start = cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None
+    # Of the last block's original path nothing but the class token is read, unless it gives the tokens; and dropout is drawn for
+    # all of them.
+    read = cfg.vision_layers in layers and vv_start is None
+    only = None if read or (lora is not None and dropout is not None) else 1
     features = run_blocks(
-        clip.visual.blocks, tokens, remat=cfg.remat, layers=layers,
-        vv_start=cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None,
-        lora=lora, lora_scale=lora_scale, dropout=dropout,
+        clip.visual.blocks, tokens, remat=cfg.remat, layers=layers, vv_start=vv_start, lora=lora, lora_scale=lora_scale,
+        dropout=dropout, only=only,
     )  # fmt: skip
     cls = clip.visual.project(features.last[:, 0])
+    if not layers:
+        return Encoded(cls.reshape(*leading, -1), jnp.zeros((0, *leading, tokens.shape[1], cls.shape[-1]), cls.dtype))
     tokens = clip.visual.project(features.tokens)
     return Encoded(cls.reshape(*leading, -1), tokens.reshape(len(layers), *leading, *tokens.shape[2:]))
 
@@ -232,10 +238,9 @@ def encode_text(clip: Clip, embeds: jax.Array, eot: jax.Array, deep: jax.Array |
         raise ValueError(f"deep prompts for {deep.shape[0]} blocks; the text tower takes {cfg.text_layers - 1}")
     x = (embeds + clip.text.pos_embedding[:length]).astype(jnp.float32).reshape(-1, length, width)
     causal = jnp.tril(jnp.ones((length, length), bool))
-    features = run_blocks(clip.text.blocks, x, remat=cfg.remat, layers=(cfg.text_layers,), mask=causal, deep=deep)
-    eot = jnp.broadcast_to(eot, tuple(leading)).reshape(-1)
-    last = jnp.take_along_axis(features.last, eot[:, None, None], axis=1)[:, 0]
-    text = product("bw,we->be", clip.text.ln_final(last), clip.text.proj[...])
+    eot = jnp.broadcast_to(eot, tuple(leading)).reshape(-1, 1)
+    features = run_blocks(clip.text.blocks, x, remat=cfg.remat, layers=(), mask=causal, deep=deep, only=eot)
+    text = product("bw,we->be", clip.text.ln_final(features.last[:, 0]), clip.text.proj[...])
     return text.reshape(*leading, -1)
 
 

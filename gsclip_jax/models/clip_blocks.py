@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax.contrib
 from flax import nnx
 
+from gsclip_jax.models.attention import attend
 from gsclip_jax.models.layers import layer_norm
 from gsclip_jax.models.lora import Dropout, lora_delta
 from gsclip_jax.models.precision import product
@@ -49,13 +50,11 @@ class LayerNorm(nnx.Module):
         return layer_norm({"scale": self.scale[...], "bias": self.bias[...]}, x)
 
 
-def attend(q_bthd: jax.Array, k_bthd: jax.Array, v_bthd: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v per head, [B,T,H,D]; softmax in float32; `mask_tt` false where it is forbidden."""
-    scores = product("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bthd).astype(jnp.float32)
-    if mask_tt is not None:
-        scores = jnp.where(mask_tt, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bthd.dtype)
-    return product("bhts,bshd->bthd", weights, v_bthd)
+def rows_of(x: jax.Array, only: jax.Array | int | None) -> jax.Array:
+    """Those of x[B,T,...] that are read: all, the first so many, or int [B,K] of them."""
+    if only is None:
+        return x
+    return x[:, :only] if isinstance(only, int) else jnp.take_along_axis(x, only[..., None], axis=1)
 
 
 class Attention(nnx.Module):
@@ -68,10 +67,15 @@ class Attention(nnx.Module):
         self.out_kernel = draw((layers, heads, head, width), (2 * layers * width) ** -0.5)
         self.out_bias = nnx.Param(jnp.zeros((layers, width)))
 
-    def project_in(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        qkv = product("btw,wnhd->nbthd", x, self.qkv_kernel[...].astype(x.dtype))
-        qkv = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None]
-        return qkv[0], qkv[1], qkv[2]
+    def project_in(self, x: jax.Array, only: jax.Array | int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries (of the rows `only`), keys and values [B,T,H,D]."""
+        kernel, bias = self.qkv_kernel[...].astype(x.dtype), self.qkv_bias[...].astype(x.dtype)[:, None, None]
+        if only is None:
+            q, k, v = product("btw,wnhd->nbthd", x, kernel) + bias
+            return q, k, v
+        (q,) = product("btw,wnhd->nbthd", rows_of(x, only), kernel[:, :1]) + bias[:1]
+        k, v = product("btw,wnhd->nbthd", x, kernel[:, 1:]) + bias[1:]
+        return q, k, v
 
     def project_out(self, mixed_bthd: jax.Array) -> jax.Array:
         y = product("bthd,hdw->btw", mixed_bthd, self.out_kernel[...].astype(mixed_bthd.dtype))
@@ -127,29 +131,30 @@ class Block(nnx.Module):
         x: jax.Array,
         second: jax.Array | None = None,
         *,
-        in_second: jax.Array | None = None,
         mask: jax.Array | None = None,
         lora: LoraStep | None = None,
+        only: jax.Array | int | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """x[B,T,W] -> x after the block, and the V-V path `second` after it.
+        """x[B,T,W] -> x after the block, all of it or the rows `only` (`rows_of`), and the V-V path `second` after it.
 
-        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds, where `in_second` is true,
-        value-value attention of the *original* path's normalised input; before, it is a copy of the original path.
+        The V-V path (AnomalyCLIP's surgery, as GS-CLIP's render stream uses it) adds value-value attention of the *original*
+        path's normalised input.
         """
-        q, k, v = self.attn.project_in(self.ln_1(x))
-        y = x + self.attn.project_out(attend(q, k, v, mask))
+        q, k, v = self.attn.project_in(self.ln_1(x), only)
+        if mask is not None and only is not None:
+            mask = mask[:only] if isinstance(only, int) else mask[only]
+        y = rows_of(x, only) + self.attn.project_out(attend(q, k, v, mask))
         y = y + self.mlp(self.ln_2(y), lora)
         if second is not None:
-            # A branch, not a mask: before the path starts nothing is computed for it.
-            second = jax.lax.cond(in_second, lambda: second + self.attn.project_out(attend(v, v, v)), lambda: y)
+            second = second + self.attn.project_out(attend(v, v, v))
         return y, second
 
 
 class Features(NamedTuple):
     """Tokens after the last block, and of the second (or only) path after the blocks asked for."""
 
-    last: jax.Array  # [B,T,W], original path
-    tokens: jax.Array  # [len(layers),B,T,W], V-V path where there is one
+    last: jax.Array  # [B,T,W], original path; of the rows `only` where they are given
+    tokens: jax.Array | None  # [len(layers),B,T,W], V-V path where there is one; None where no layers are asked for
 
 
 def run_blocks(
@@ -164,50 +169,61 @@ def run_blocks(
     lora_scale: float = 2.0,
     dropout: Dropout | None = None,
     deep: jax.Array | None = None,
+    only: jax.Array | int | None = None,
 ) -> Features:
-    """Runs x[B,T,W] through all layers by one scan.
+    """Runs x[B,T,W] through all layers: a scan before the V-V path, one with it, and the last block, of which less is computed.
 
     Args:
       blocks: with a leading axis L on every parameter.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      layers: 1-based numbers of the blocks whose tokens to return.
+      layers: 1-based numbers of the blocks whose tokens to return; () for none.
       vv_start: 0-based first block of the V-V path; None for no such path.
       mask: bool [T,T], false where attention is forbidden (original path only).
       lora: {fc, proj: {a [L,.,R], b [L,R,.]}}; `dropout` is that of its input.
       deep: [n,K,W] in x's dtype; before block 2 + i (1-based) tokens 1..K are replaced by deep[i].
+      only: the rows of the last block's output that are read (`rows_of`), where its tokens on this path are not asked for.
     """
     graph, state = nnx.split(blocks)
     depth = blocks.ln_1.scale.shape[0]
-    numbers = jnp.arange(depth)
     keys = None if lora is None or dropout is None else jax.random.split(dropout.key, depth)
-    wanted = None if layers == (depth,) else jnp.asarray(layers) - 1
+    wanted = jnp.asarray(layers) - 1 if layers and layers != (depth,) else None
     if deep is not None:
         n = deep.shape[0]
         deep = jnp.pad(deep, ((1, depth - 1 - n), (0, 0), (0, 0)))  # a row for each block
 
-    def step(carry, inputs):
+    def step(carry, number, only=None):
         x, second, kept = carry
-        number, layer_state, layer_lora, key, layer_deep = inputs
+        # From whole stacks, not a scan's own slices: half a stack would be a copy of the weights.
+        layer_state, layer_lora, key, layer_deep = jax.tree.map(lambda stack: stack[number], (state, lora, keys, deep))
         if layer_deep is not None:
             replaced = x.at[:, 1 : 1 + layer_deep.shape[0]].set(layer_deep)
             x = jnp.where((number >= 1) & (number <= n), replaced, x)
         own = None if key is None else dropout._replace(key=key)
         step_lora = None if layer_lora is None else LoraStep(layer_lora, lora_scale, own)
-        in_second = None if second is None else number >= vv_start
-        x, second = nnx.merge(graph, layer_state)(x, second, in_second=in_second, mask=mask, lora=step_lora)
+        x, second = nnx.merge(graph, layer_state)(x, second, mask=mask, lora=step_lora, only=only)
         if kept is not None:
             tokens = x if second is None else second
             kept = jnp.where((wanted == number)[:, None, None, None], tokens, kept)
         return (x, second, kept), None
 
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be shared between the two passes
-    second = None if vv_start is None else x
+    def run(step, carry, first, end):
+        """Blocks `first` to `end` - 1."""
+        if depth <= 6 and not remat:  # a scan stacks what its backward pass needs; few blocks are a fifth faster without
+            for number in range(first, end):
+                carry, _ = step(carry, number)
+            return carry
+        return jax.lax.scan(step, carry, jnp.arange(first, end))[0] if first < end else carry
+
+    scanned = jax.checkpoint(step, prevent_cse=False) if remat else step  # within a scan the two passes can share nothing
+    begins = depth if vv_start is None else vv_start
     kept = None if wanted is None else jnp.zeros((len(layers), *x.shape), x.dtype)
-    # A scan stacks what its backward pass needs; towers of few blocks are a fifth faster without.
-    unroll = depth if depth <= 6 and not remat else 1
-    (x, second, kept), _ = jax.lax.scan(step, (x, second, kept), (numbers, state, lora, keys, deep), unroll=unroll)
-    if kept is None:
+    last = depth - 1 if only is not None else depth
+    x, _, kept = run(scanned, (x, None, kept), 0, min(begins, last))
+    x, second, kept = run(scanned, (x, None if vv_start is None else x, kept), begins, last)
+    if only is not None:
+        pruned = lambda carry: step(carry, last, only)[0]  # noqa: E731
+        x, second, kept = (jax.checkpoint(pruned) if remat else pruned)((x, second, kept))
+    if kept is None and layers:
         kept = (x if second is None else second)[None]
     return Features(x, kept)
 

@@ -59,6 +59,8 @@ class Switched(GsClip):
         self.alone = not (switches.mixed_views or switches.dice_per_row or switches.stage2_prompts_train)
         if switches.own_depth_tower:
             self.loads = ("clip", "clip_depth")
+        if switches.srm_tokens == "cls" and cfg.model.streams == "both":
+            self.reads_depth = "cls"
         super().__init__(cfg, clip, net, sentences)
         self.gddm = replace(self.gddm, weight_by_score=switches.weight_by_score)
 

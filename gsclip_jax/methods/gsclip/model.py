@@ -43,6 +43,7 @@ class GsClip(MethodBase):
     name = "gsclip"
     loads = ("clip",)
     alone = True  # objects do not see each other in stage 2; in stage 1 PointNet++ normalises them together
+    reads_depth = "all"  # of the depth stream's tokens; "cls": the class token alone, and the last block computes no more
     smooth_points = staticmethod(smooth)
 
     def __init__(self, cfg: Config, clip: ClipConfig, net: PointNet2Config, sentences: tuple[list[int], ...] = ()):
@@ -130,7 +131,7 @@ class GsClip(MethodBase):
     def depth_tokens(
         self, params: Params, images: jax.Array, key: jax.Array | None = None, place: jax.Array | None = None
     ) -> jax.Array:
-        """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E].
+        """Depth stream with LoRA, plain blocks, normalised: images [B,V,H,W,3] -> [B,V,1+P,E] ([B,V,1,E], see `reads_depth`).
 
         Args:
           key: turns LoRA's dropout on.
@@ -143,9 +144,10 @@ class GsClip(MethodBase):
             dropout = Dropout(key, m.lora_dropout, numbers)
         clip = clip_module(self.clip, {"visual": self.depth_tower(params)})
         encoded = encode_image(
-            clip, images, lora=params["lora"], lora_scale=m.lora_alpha / m.lora_rank, dropout=dropout
+            clip, images, lora=params["lora"], lora_scale=m.lora_alpha / m.lora_rank, dropout=dropout,
+            layers=None if self.reads_depth == "all" else (),
         )  # fmt: skip
-        return normalise(encoded.tokens[-1])
+        return normalise(encoded.tokens[-1] if len(encoded.tokens) else encoded.cls[..., None, :])
 
     def depth_tower(self, params: Params) -> Params:
         return params["clip"]["visual"]
