@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from data_pipelines import storage
+
 LONGEST = 4000  # characters of a message: names come out of files and may have any length
 
 
@@ -60,7 +62,7 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
         line = _line(error)
         if line is None or os.environ.get("GSCLIP_TRACEBACK"):
             raise
-        print(plain(f"error: {' '.join(in_options(line).split())}"), file=sys.stderr)
+        print(plain(f"error: {storage.named(' '.join(in_options(line).split()))}"), file=sys.stderr)
         return 1
     finally:
         _asked.clear()

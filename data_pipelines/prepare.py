@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_pipelines import storage
 from data_pipelines.command import command, guarded
 from data_pipelines.datasets import RECIPES, data_config
 from data_pipelines.datasets.listing import printable
@@ -45,20 +46,28 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:
     """Returns the exit status: 0, 1 for whatever is wrong (a line each on standard error), 130 when stopped."""
 
+    def told(line: str) -> None:
+        say(storage.named(line))
+
     def work() -> int:
         options, changes, beam = parse(sys.argv[1:] if arguments is None else arguments)
         if options.verify and not options.root:
-            reports = [(folder, verify(folder, progress=say)) for folder in folders(options.out, options.data)]
+            out = storage.opened(options.out, write=False)
+            for name in storage.published(out):
+                storage.fetch(out / name)
+            reports = [(folder, verify(folder, progress=told)) for folder in folders(out, options.data)]
         elif options.verify:
-            folder = _planned(options, changes, say)
-            reports = [(folder, verify(folder, options.root, say))]
+            folder = _planned(options, changes, told)
+            storage.fetch(folder)
+            reports = [(folder, verify(folder, options.root, told))]
         else:
             config = data_config(options.data, options.root, changes)
-            records = prepare(config, options.out, workers=options.workers, progress=say, categories=options.categories,
+            records = prepare(config, options.out, workers=options.workers, progress=told, categories=options.categories,
                               skip_bad=options.skip_bad, beam=beam)
-            reports = [(records.dir, verify(records.dir, options.root, say, draw=True))]
+            reports = [(records.dir, verify(records.dir, options.root, told, draw=True))]
+            storage.push(records.dir)  # the contact sheets
         for folder, report in reports:
-            _show(folder, report, say)
+            _show(folder, report, told)
         return int(any(report.problems for _, report in reports))
 
     return guarded(work, _in_options)
@@ -187,7 +196,7 @@ def _back_off(text: str) -> bool | str:
 
 def _planned(options: argparse.Namespace, changes: dict[str, Any], say: Callable[[str], None]) -> Path:
     """The folder in which the records of these options lie."""
-    out = Path(options.out).expanduser().absolute()
+    out = storage.opened(options.out, write=False).expanduser().absolute()
     root = Path(options.root).expanduser().absolute()
     plan = plan_of(data_config(options.data, options.root, changes), root, out, options.categories, say)
     for line in plan.left_out():

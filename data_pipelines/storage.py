@@ -31,6 +31,7 @@ MARK = "commit_success.txt"
 VOUCHING = (MARK, "records.json", "meta.json", "results.json", "config.json")
 SYNCED = ".synced.json"  # in a local copy: what of it the store had when it was last pulled or pushed
 TEMPORARY = re.compile(r"(^|/)\.|\.orbax-checkpoint-tmp|\.unfinished(/|$)")  # of the local copy alone
+WRITTEN = re.compile(r"(^|/)log\.txt$")  # by whoever started the process, while it works here
 CHECKPOINT = re.compile(r"(?:^|.*/)checkpoints/\d+(?=/)")
 SETTLE_S = 5.0  # longer than two machines take that saw the same object missing, to write it
 KINDS = {  # scheme -> the package that knows it, the extra that brings it, where access comes from
@@ -79,11 +80,11 @@ def opened(place: str | Path, *, write: bool = True) -> Path:
       StorageError: a scheme that is not known, a missing package, no such bucket, no access. `write`: found by writing a few
         bytes.
     """
-    text = str(place)
-    found = re.match(r"([a-zA-Z][\w+.-]*):/+(?=[^/])", text)  # pathlib takes one of the two slashes away
-    if not found or (found[1] not in KINDS and "://" not in text):
+    if not is_url(place):
         return Path(place)
-    scheme, rest = found[1], text[found.end() :].rstrip("/")
+    text = str(place)
+    scheme, _, rest = text.partition(":")
+    rest = rest.strip("/")
     if scheme not in KINDS:
         raise StorageError(f"{text}: no storage of the kind {scheme}://; give a path, s3://BUCKET/... or gs://BUCKET/...")
     url = f"{scheme}://{rest}"
@@ -94,6 +95,12 @@ def opened(place: str | Path, *, write: bool = True) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _stores[folder] = dataclasses.replace(store, conditional=conditional)
     return folder
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether it names a place on a store."""
+    found = re.match(r"([a-zA-Z][\w+.-]*):/+(?=[^/])", str(place))  # pathlib takes one of the two slashes away
+    return bool(found) and (found[1] in KINDS or "://" in str(place))
 
 
 def mirrors() -> Path:
@@ -195,9 +202,11 @@ def pull(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
     listing = {name: about for name, about in everything.items() if not TEMPORARY.search(name) and (not wanted or wanted(name))}
     listing = _committed(store, path, listing, everything)
     known, here = _synced(path), _files(path)
-    missing = [name for name, about in listing.items() if known.get(name) != [_tag(about), here.get(name)]]
+    missing = [name for name, about in listing.items() if known.get(name) != [_tag(about), here.get(name)]
+               and not (name in here and WRITTEN.search(name))]  # fmt: skip
     for name in [] if wanted else here.keys() - listing.keys():
-        (path / name).unlink(missing_ok=True)
+        if not WRITTEN.search(name):
+            (path / name).unlink(missing_ok=True)
     missing.sort(key=_rank)
     parts = [(path / name).with_name(f".{uuid.uuid4().hex[:12]}.part") for name in missing]
     try:
@@ -215,7 +224,8 @@ def pull(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
             part.unlink(missing_ok=True)
     here = _files(path)
     kept = {name: row for name, row in known.items() if name in here} if wanted else {}
-    _note(path, kept | {name: [_tag(about), here.get(name)] for name, about in listing.items()})
+    there = {name: [_tag(about), here.get(name)] for name, about in listing.items()}
+    _note(path, kept | {name: row for name, row in there.items() if name in missing or name in known})
 
 
 def push(path: Path, wanted: Callable[[str], bool] | None = None) -> None:
@@ -366,6 +376,13 @@ def fetch(path: Path) -> bool:
                     return False
                 pull(path)
     return True
+
+
+def published(path: Path) -> list[str]:
+    """The names of the published folders in a folder."""
+    store = store_of(path)
+    found = store.listing(path) if store else {}
+    return sorted(name[: -len(MARK) - 1] for name in found if name.endswith(f"/{MARK}") and name.count("/") == 1)
 
 
 def publish(path: Path) -> None:

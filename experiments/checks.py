@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
@@ -105,7 +106,7 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     kept = ("method", "clip", "pointnet2", "data.name", *(field.name for field in dataclasses.fields(row.config)))
     about_model = [(k, v) for k, v in values.items() if k.startswith(kept)]
     method, each, weights = seen.once([about_model, _batch(config)], lambda: _model(config, seen))
-    _space(Path(config.cache), each * counts["train"] if trains else 0, "stored features")
+    _space(storage.opened(config.cache), each * counts["train"] if trains else 0, "stored features")
     _space(workdir, (weights if trains else 0) + counts["test"] * 8 * config.data.points, "checkpoints and scores")
 
 

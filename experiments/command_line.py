@@ -6,6 +6,7 @@ import ast
 import importlib.util
 from pathlib import Path
 
+from data_pipelines import storage
 from data_pipelines.scan import did_you_mean
 from experiments.configs.common import PRESETS, set_method
 from experiments.identity import held
@@ -71,7 +72,8 @@ def parse(arguments: list[str]):
         raise ConfigError(f"no --config given. {USAGE}")
     config = load_config(name)
     set_keys(config, changes)
-    folder = Path(workdir) if workdir else default_workdir(config)
+    folder = storage.opened(workdir) if workdir else default_workdir(config)
+    storage.pull(folder, ("config.json", "model/config.json").__contains__)  # what is trained there
     if config.task == "eval":
         config = trained_config(name, config, folder)
         set_keys(config, changes)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.datasets import RECIPES, joined_sizes, recipe
 from data_pipelines.files import locked
 from data_pipelines.records.store import RecordSet, prepare
@@ -45,7 +46,7 @@ def load_records(config: ConfigDict, progress=print) -> RecordSet:
       DataError or ConfigError, one line each.
     """
     workers = config.workers or os.cpu_count() or 1
-    cache = Path(config.cache)
+    cache = storage.opened(config.cache)
     data, categories = wanted(config)
     if is_embedded(config):
         data["root"], categories = write_synthetic(config, cache, workers, progress)

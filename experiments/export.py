@@ -13,10 +13,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.command import command, guarded
 from gsclip_jax.inspection.saved import load_with_weights, model_folder, save_model
 from gsclip_jax.method import Method
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime.names import of_model
 
 
 def steps_done(workdir: Path) -> dict[str, int]:
@@ -42,12 +44,16 @@ def is_trained(config: ConfigDict, workdir: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.export")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="RUN")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--workdir", required=True, metavar="RUN")
+    parser.add_argument("--out", required=True, metavar="DIR")
 
     def work() -> int:
         args = parser.parse_args(arguments)
-        method, config = export(args.workdir, args.out)
+        workdir, out = storage.opened(args.workdir, write=False), storage.opened(args.out)
+        storage.pull(workdir, of_model)
+        storage.pull(out)
+        method, config = export(workdir, out)
+        storage.push(out)
         print(f"wrote {args.out}: {method.name} trained on {config.data.train_category}")
         return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from experiments import evaluations
 
 LOG = "log.txt"
 ORDER = "rows.json"
+RESULTS = re.compile(r"[^/]+/(config\.json|results\.json|seconds\.json|evaluations/[^/]+/results\.json|eval/evaluation\.json)$")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ def note_order(rows: list[Row]) -> None:
         if names != old:
             write_json(path, names)
             storage.push(folder, ORDER.__eq__)
+
+
+def bring(rows: list[Row]) -> None:
+    """Brings what rows found from the store, where there is one, to this machine. Not for a row that runs here: its folder is
+    ahead of the store."""
+    names = {row.label for row in rows}
+    storage.pull(rows[0].workdir.parent, lambda name: name.split("/")[0] in names and bool(RESULTS.match(name)))
 
 
 def line(row: Row, seconds: float | None = None) -> str:

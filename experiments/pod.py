@@ -11,7 +11,6 @@ import glob
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import threading
 import time
@@ -19,10 +18,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-from data_pipelines import storage
 from data_pipelines.leases import Lease
 from data_pipelines.storage import Objects
-from experiments.grid import LOG, Row, last_words, line
+from experiments.grid import LOG, Row, bring, last_words, line
 from gsclip_jax.parts import ConfigError
 
 TAKEN = 75  # exit status of a row's process that found the row leased, or lost its lease
@@ -31,7 +29,6 @@ LOOK_S = 5.0  # between two looks at rows that others run
 NUMBERS = ("TPU_WORKER_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 # Chips of a process -> how they lie (x, y, z), as libtpu wants to know it.
 BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
-RESULTS = re.compile(r"[^/]+/(config\.json|results\.json|seconds\.json|evaluations/[^/]+/results\.json|eval/evaluation\.json)$")
 
 
 # ---- which devices a row has
@@ -183,7 +180,7 @@ class Worker:
         if not free:
             return []
         # Of a row that runs on this machine the copy here is ahead of the store.
-        _bring(free)
+        bring(free)
         for row in free:
             if row.results() is not None:
                 self._done.add(row.number)
@@ -208,7 +205,7 @@ class Worker:
             status = child.wait()
         if status == TAKEN or not self._rows:
             return
-        _bring([row])
+        bring([row])
         if status == 0 and row.results() is not None:
             self._done.add(row.number)
             return self._say(line(row, time.monotonic() - start))
@@ -219,12 +216,6 @@ class Worker:
         self._notes.write(row.label, json.dumps({"time": time.time(), "why": why}).encode())
         self._say(f"{row.label}: FAILED, {why}")
         return None
-
-
-def _bring(rows: list[Row]) -> None:
-    """Brings what rows found from the store, where there is one, to this machine."""
-    names = {row.label for row in rows}
-    storage.pull(rows[0].workdir.parent, lambda name: name.split("/")[0] in names and bool(RESULTS.match(name)))
 
 
 # ---- the process of a row
@@ -254,7 +245,7 @@ def run_leased(row: Row, sign: str, work: Callable[[Row], int]) -> int:
         print(f"{row.label} is leased by {lease.holder()}", flush=True)
         return TAKEN
     try:
-        _bring([row])
+        bring([row])
         return 0 if row.results() else work(row)  # another worker may have finished it while this process started
     finally:
         lease.release()

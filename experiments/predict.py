@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.command import command, guarded, interruptible, stopping
 from data_pipelines.rendering.projection import RASTERISERS
-from gsclip_jax.runtime.names import one_line
+from gsclip_jax.runtime.names import of_model, one_line
 
 FORMATS = ".pcd .ply .xyz .txt .csv .npy"
 
@@ -36,14 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scans", nargs="+", metavar="SCAN", type=Path, help=f"point clouds ({FORMATS})")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
     parser.add_argument(
-        "--workdir", type=Path, metavar="RUN", help="a work directory of experiments.run (default: embedded model)"
+        "--workdir", metavar="RUN", help="a work directory of experiments.run (default: embedded model)"
     )
     parser.add_argument("--rasteriser", choices=RASTERISERS, help="what draws the views (default: what drew the model's)")
 
     def work() -> int:
         args = parser.parse_args(arguments)
         try:
-            return 1 if predict(args.scans, args.out, args.workdir, args.rasteriser) else 0
+            if storage.is_url(args.out):
+                raise ValueError(f"--out {args.out}: results of single scans are written into a folder of this machine; name one")
+            workdir = storage.opened(args.workdir, write=False) if args.workdir else None
+            if workdir:
+                storage.pull(workdir, of_model)
+            return 1 if predict(args.scans, args.out, workdir, args.rasteriser) else 0
         except KeyboardInterrupt as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             return 130

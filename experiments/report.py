@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.files import atomic
 from data_pipelines.input import eval_batches
 from data_pipelines.records.store import RecordSet
@@ -190,9 +191,10 @@ def _page(home: Path, results: dict, compared: dict[str, dict], found: Measured,
     drawn = [{**chart, "title": f"{chart['title']}, {titles[chart['area']]} {100 * value:.1f} %"}
              for chart in found.charts if (value := results["mean"].get(chart["area"])) is not None]  # fmt: skip
     charts = markup.data({"curves": drawn, "losses": shown["losses"], "scores": scores})
-    here = markup.data({"title": one_line(str(home)), "scale": found.scale, "highest": found.highest, "scores": scores})
-    return pages.pieces("report.html", workdir=home, results=results, names=names, table=table, kinds=found.kinds, charts=charts,
-                        here=here, resamples=RESAMPLES, **shown)  # fmt: skip
+    place = storage.named(str(home))
+    here = markup.data({"title": one_line(place), "scale": found.scale, "highest": found.highest, "scores": scores})
+    shown = {"workdir": place, "results": results, "names": names, "table": table} | shown
+    return pages.pieces("report.html", kinds=found.kinds, charts=charts, here=here, resamples=RESAMPLES, **shown)  # fmt: skip
 
 
 def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from data_pipelines import leases, storage
 from data_pipelines.command import command, guarded
 from data_pipelines.files import write_json
 from data_pipelines.progress import named
@@ -34,6 +35,7 @@ from gsclip_jax.build import build_model, parameter_count, remat_of
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.inspection.saved import finished_model, model_folder, save_model
 from gsclip_jax.methods import METHODS, trains_on
+from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
 from gsclip_jax.training.feature_store import FeatureStore, Source, find_features
@@ -50,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         config, workdir = parse(given)
         if arguments is None:  # a program of its own: JAX has not started yet
             jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
-        run(config, workdir)
+        for folder, key in ((workdir, "--workdir"), (storage.opened(config.cache), "config.cache")):
+            if storage.store_of(folder) and jax.process_count() > 1:
+                raise ConfigError(f"{key}: a run of several processes needs a path that all of them see, not a URL")
+        with leases.working_in(workdir):
+            run(config, workdir)
 
     return guarded(whole)
 
@@ -59,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """All that a configuration asks for: one method, the methods beside it, and the page that shows them."""
     # The same programs are compiled once a machine, not once a run: comparisons and reruns find them here.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the user's own stays
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.cache).absolute() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.opened(config.cache).absolute() / "xla"))
 
     # ---- what cannot run is refused before anything does
     checks.check_values(config)
@@ -146,7 +152,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
             everything = partial(batches.eval_batches, records, optional=needed, **objects)
             about = f"{records.key} {category[0]}"
             source = Source(alone.stages[number], params, stats, everything, len(records.rows(category)), about, mesh)
-            stored = find_features(source, Path(config.cache) / "features")
+            stored = find_features(source, storage.opened(config.cache) / "features")
             store, needed = stored or FeatureStore(), () if stored else needed  # what the features read is in them
             places = batch_places(mesh, stage.batch_size)
             read = partial(batches.train_batches, records, optional=needed, seed=config.seed, places=places, **objects)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.datasets import open_reader
-from data_pipelines.records.store import INDEX, Plan, RecordSet, plan_of
+from data_pipelines.records.store import Plan, RecordSet, is_made, local_root, plan_of
 from data_pipelines.scan import DataError
 from experiments.data import data_config, is_embedded, load_records, of_target, synthetic_parts, target, wanted
 from experiments.export import is_trained
@@ -18,10 +18,10 @@ from experiments.export import is_trained
 def has_records(config: ConfigDict) -> bool:
     """Whether the records of the whole data set, auxiliary category included, are there or can be made without writing scans."""
     if is_embedded(config):
-        return all((Path(config.cache) / "scans" / folder / name).is_dir()
+        return all((storage.opened(config.cache) / "scans" / folder / name).is_dir()
                    for names, *_, folder in synthetic_parts(config) for name in names)  # fmt: skip
     try:
-        return (plan_records(config).folder / INDEX).is_file()
+        return is_made(plan_records(config).folder)
     except DataError:  # what is missing is said where it is needed
         return False
 
@@ -74,12 +74,12 @@ def plan_records(config: ConfigDict) -> Plan:
     data, categories = wanted(config)
     if not data["root"]:
         raise DataError(f"data set {data['name']!r} needs config.data.root, the folder with its category folders")
-    return plan_of(data, Path(data["root"]).expanduser().absolute(), Path(config.cache).expanduser().absolute(), categories)
+    cache = storage.opened(config.cache).expanduser().absolute()
+    return plan_of(data, local_root(data["root"]), cache, categories)
 
 
 def training_key(config: ConfigDict, records: RecordSet) -> str:
     """Hash of the auxiliary category's scans and of how they become records, whatever else is evaluated; coloured views are made
     of the same."""
-    source = json.loads((records.dir / INDEX).read_text())["source"]
-    data = data_config(config) | {"root": source["root"], "rgb_render": False}
-    return plan_of(data, Path(source["root"]), Path(config.cache), [config.data.train_category]).key
+    data = data_config(config) | {"root": str(records.root), "rgb_render": False}
+    return plan_of(data, records.root, storage.opened(config.cache), [config.data.train_category]).key

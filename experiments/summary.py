@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines import storage
 from data_pipelines.files import write_json
 from gsclip_jax.evaluation import score as evaluate
 
@@ -21,7 +22,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def say(line: str) -> None:
     """Prints a line, once for all processes of a run."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(storage.named(line), flush=True)
 
 
 class Timer:
@@ -39,6 +40,7 @@ class Timer:
         finally:
             self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - began, 1)
             write_json(self.path, self.seconds)
+            storage.sync(self.path)
 
 
 def versions() -> dict[str, str]:

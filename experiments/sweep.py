@@ -28,6 +28,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import leases, storage
 from data_pipelines.command import command, guarded
 from data_pipelines.progress import span
 from data_pipelines.scan import did_you_mean
@@ -35,7 +36,7 @@ from experiments import pod
 from experiments.checks import Seen, check_all
 from experiments.command_line import find_config, load_config, set_keys
 from experiments.configs.common import set_method
-from experiments.grid import LOG, Row, last_words, line, note_order
+from experiments.grid import LOG, Row, bring, last_words, line, note_order
 from experiments.run import run
 from gsclip_jax.parts import ConfigError
 
@@ -107,7 +108,11 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 def run_row(row: Row) -> int:
     """Runs one row in this process. Returns its exit status."""
-    return guarded(lambda: run(row.config, row.workdir))
+    def work() -> None:
+        with leases.working_in(row.workdir):
+            run(row.config, row.workdir)
+
+    return guarded(work)
 
 
 def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
@@ -218,7 +223,7 @@ def _main(arguments: list[str], own_process: bool) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[2],
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="a file of configs/sweeps, or your own")
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/sweep-NAME")
+    parser.add_argument("--workdir", metavar="DIR", help="default: runs/sweep-NAME")
     parser.add_argument("--seeds", metavar="A,B", help="default 0,1,2; with a preset, its own seed")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at the same time on this machine (default 1)")
     parser.add_argument("--row", type=int, metavar="I", help="run this row alone, here")
@@ -241,7 +246,8 @@ def _main(arguments: list[str], own_process: bool) -> int:
         seeds = [int(word) for word in options.seeds.split(",")] if options.seeds is not None else None
     except ValueError:
         raise ConfigError(f"--seeds {options.seeds!r}: whole numbers with commas between") from None
-    rows = expand(options.config, changes, seeds, options.workdir)
+    workdir = storage.opened(options.workdir) if options.workdir else None
+    rows = expand(options.config, changes, seeds, workdir)
     for name in ("chips_per_row", "worker"):
         if getattr(options, name) is not None and not options.pod:
             raise ConfigError(f"--{name.replace('_', '-')} goes with --pod")
@@ -251,6 +257,8 @@ def _main(arguments: list[str], own_process: bool) -> int:
         raise ConfigError(f"--jobs {options.jobs}: one at least")
     if options.row is not None and not 0 <= options.row < len(rows):
         raise ConfigError(f"--row {options.row}: the sweep has rows 0 to {len(rows) - 1}")
+    if options.row is None and not options.check and not options.pod:  # a worker looks for itself at what others left
+        bring(rows)
     if options.list:
         for row in rows:
             print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
@@ -285,10 +293,10 @@ def _main(arguments: list[str], own_process: bool) -> int:
         failed += run_rows(able, command, options.jobs)
     if failed:
         names = ", ".join(row.label for row in failed)
-        print(f"{len(failed)} of {len(rows)} rows failed: {names}; logs: {folder}/ROW/{LOG}; the same command runs them again",
-              file=sys.stderr)  # fmt: skip
+        text = f"{len(failed)} of {len(rows)} rows failed: {names}; logs: {folder}/ROW/{LOG}; the same command runs them again"
+        print(storage.named(text), file=sys.stderr)
         return 1
-    print(f"all {len(rows)} rows are complete: python -m experiments.tables {folder}")
+    print(storage.named(f"all {len(rows)} rows are complete: python -m experiments.tables {folder}"))
     return 0
 
 

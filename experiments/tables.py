@@ -20,6 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines import storage
 from data_pipelines.command import command, guarded
 from data_pipelines.files import write_atomic
 from data_pipelines.rendering import lettering
@@ -30,6 +31,7 @@ from gsclip_jax.inspection import markup
 from gsclip_jax.runtime.names import csv_text, one_line
 
 TITLES = {"o_auroc": "O-AUROC", "o_ap": "O-AP", "p_auroc": "P-AUROC", "p_pro": "P-PRO"}
+TABLES = ("table.md", "table.csv", "table.html")
 SINGLE = "one auxiliary category"
 CSV_HEAD = ("row", "dataset", "protocol", "variant", "method", "seed", "category")
 
@@ -224,14 +226,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; expected failures are one line on standard error."""
 
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n\n")[2])
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first WORKDIR")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    parser.add_argument("--out", metavar="DIR", help="default: the first WORKDIR")
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        out = options.out or options.workdirs[0]
-        print(write(options.workdirs, out))
-        print(f"wrote {out / 'table.md'}, table.csv, table.html")
+        folders = [storage.opened(name, write=name == options.workdirs[0] and not options.out) for name in options.workdirs]
+        for folder in folders:
+            storage.pull(folder, re.compile(r"rows\.json|([^/]+/)?results\.json|table\.\w+").fullmatch)
+        out = storage.opened(options.out) if options.out else folders[0]
+        print(write(folders, out))
+        storage.push(out, TABLES.__contains__)
+        print(storage.named(f"wrote {out / 'table.md'}, table.csv, table.html"))
 
     return guarded(work)
 

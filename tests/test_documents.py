@@ -73,7 +73,7 @@ def check_module(module: str, arguments: list[str]) -> None:
         if "--help" in arguments:
             assert usage(arguments)
         elif arguments:
-            parse(arguments)
+            parse([re.sub(r"\b(s3|gs)://", "", word) for word in arguments])  # no store is asked
         return
     options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     plain = [option for option in options if not option.startswith("--config.")]

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import leases, storage
 from data_pipelines.datasets import open_reader
 from data_pipelines.datasets.listing import Listing, Reader, printable
-from data_pipelines.files import checksum, locked, write_atomic
+from data_pipelines.files import checksum, write_atomic
 from data_pipelines.records.fingerprints import fingerprints
 from data_pipelines.records.objects import BAD, Recipe, no_space, recipe_of
 from data_pipelines.records.workers import render_parts
@@ -41,6 +42,8 @@ class RecordSet:
     key: str
     skipped: list[dict] = dataclasses.field(default_factory=list)  # path, error, category, label of scans that were left out
     left_out: list[dict] = dataclasses.field(default_factory=list)  # why, count, names of files and folders that were not taken
+
+    root: Path | None = None  # where the scans are now
 
     def categories(self) -> list[str]:
         return list(dict.fromkeys(row["category"] for row in self.index))
@@ -63,7 +66,7 @@ def open_records(folder: str | Path) -> RecordSet:
         raise DataError(f"{folder} holds no finished records ({INDEX} is missing); run the preparation again")
     content = json.loads((folder / INDEX).read_text())
     return RecordSet(folder, content["index"], Recipe(**content["recipe"]), content["key"], content.get("skipped", []),
-                     content.get("left_out", []))
+                     content.get("left_out", []), Path(content["source"]["root"]))
 
 
 def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, progress: Callable[[str], None] = print,
@@ -73,7 +76,7 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
     Args:
       data_cfg: name, root, train_category (optional: checked), and the recipe's keys (`objects.Recipe`). For 'synthetic' without
         a root: categories, good, defective, scan_points, difficulty, data_seed, from which the scans are written first.
-      cache_root: folder for records, shared by runs.
+      cache_root: folder for records, shared by runs; on an object store, a machine fetches what another one made.
       workers: rendering processes.
       progress: gets a line now and then, with the time left.
       categories: only these (default: data_cfg.categories, else all found).
@@ -86,21 +89,26 @@ def prepare(data_cfg: Mapping, cache_root: str | Path, *, workers: int = 2, prog
     if beam is not None:
         from data_pipelines.records import beam as beam_records  # noqa: F401  optional: missing before any work
 
-    cache_root = Path(cache_root).expanduser().absolute()
+    cache_root = storage.opened(cache_root).expanduser().absolute()
+    if beam is not None and storage.store_of(cache_root):
+        raise DataError(f"--beam writes into a folder that its workers share, and {storage.named(str(cache_root))} is none; give "
+                        "a path, or prepare without --beam")
     root = _root(data_cfg, cache_root, workers, progress)
     plan = plan_of(data_cfg, root, cache_root, categories, progress)
     for line in plan.left_out():
         progress(line)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(plan.folder, progress):
-            if not (plan.folder / INDEX).is_file():
-                _make(plan, max(1, workers), progress, skip_bad, beam)
+        if not storage.fetch(plan.folder):
+            with _locked(plan.folder, progress):
+                if not storage.fetch(plan.folder) and not (plan.folder / INDEX).is_file():
+                    _make(plan, max(1, workers), progress, skip_bad, beam)
+                storage.publish(plan.folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(plan.folder) from error
         raise
-    found = open_records(plan.folder)
+    found = dataclasses.replace(open_records(plan.folder), root=root)
     now = {(sample.category, sample.id): sample.path for sample in plan.samples}  # the same scans may have been moved
     for row in found.index:
         row["path"] = now.get((row["category"], row["name"]), row["path"])
@@ -146,9 +154,17 @@ def plan_of(data_cfg: Mapping, root: Path, cache_root: Path, categories=None, pr
     return Plan(reader, options, samples, recipe, key, cache_root / f"{data_cfg['name']}-{key}")
 
 
+def local_root(root: str) -> Path:
+    """The folder of the scans. Raises DataError for a URL."""
+    if storage.is_url(root):
+        raise DataError(f"config.data.root={root}: scans are read from a folder of this machine; copy them there (records, in "
+                        "config.cache, may lie on an object store)")
+    return Path(root).expanduser().absolute()
+
+
 def _root(data_cfg: Mapping, cache_root: Path, workers: int, progress) -> Path:
     if data_cfg.get("root"):
-        return Path(data_cfg["root"]).expanduser().absolute()
+        return local_root(data_cfg["root"])
     if data_cfg["name"] != "synthetic":
         raise DataError(f"data set {data_cfg['name']!r} needs config.data.root, the folder with its category folders")
     options = {"categories": tuple(data_cfg["categories"]), "seed": int(data_cfg["data_seed"]), "good": int(data_cfg["good"]),
@@ -218,7 +234,7 @@ def _files(path: str | None) -> list[tuple[str, Path]]:
 
 
 def _locked(folder: Path, progress):
-    return locked(folder / ".lock", lambda: progress(f"another process is preparing {folder.name}; waiting for it"))
+    return leases.locked(folder / ".lock", lambda: progress(f"another process is preparing {folder.name}; waiting for it"))
 
 
 def _make(plan: Plan, workers: int, progress, skip_bad: bool, beam: Sequence[str] | None) -> None:
@@ -264,9 +280,14 @@ def _note(part: Path) -> str:
         return str(arrays["note"]) if "note" in arrays.files else ""
 
 
+def is_made(folder: Path) -> bool:
+    """Whether finished records lie in a folder, or on the store that it stands for."""
+    return (folder / INDEX).is_file() or storage.finished(folder)
+
+
 def check_plan(plan: Plan) -> None:
     """What can be told of a plan before its first scan is rendered. Raises DataError: no ground truth, no disk space."""
-    if not (plan.folder / INDEX).is_file():
+    if not is_made(plan.folder):
         _check_truth(plan.samples)
         there = next(folder for folder in (plan.folder, *plan.folder.parents) if folder.is_dir())
         _check_space(there, len(plan.samples), plan.recipe)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines import storage
 from data_pipelines.files import atomic
 from data_pipelines.progress import Progress
 from gsclip_jax.evaluation import metrics
@@ -25,6 +26,7 @@ from gsclip_jax.runtime.names import csv_text, file_part
 from gsclip_jax.runtime.sharding import pad_batch, put_batch
 
 PARTS = ("colour", "joint")  # what the colour plug-in adds: scores of the colour image, and of both together
+SYNC_S = 30.0  # between two times that scores go to an object store
 METRICS = ("o_auroc", "o_ap", "p_auroc", "p_auroc_released", "p_pro", "p_pro_released")
 
 
@@ -77,6 +79,7 @@ def score_objects(
             )
             done += 1
         progress.update(done * jax.process_count())
+        storage.sync(folder, SYNC_S)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("evaluated")
 

@@ -38,6 +38,11 @@ def one_line(name: str) -> str:
     return "".join(shown)
 
 
+def of_model(path: str) -> bool:
+    """Whether a file of a work directory, or of an exported model, belongs to the trained model."""
+    return path.removeprefix("model/").count("/") == 0 and path.endswith((".json", ".safetensors"))
+
+
 def file_part(name: str) -> str:
     """The name as one file's or folder's name inside a folder: unchanged where it is one already.
 

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from data_pipelines import storage
+
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
@@ -51,6 +53,7 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Writes `state` (a pytree of arrays) as `step`, replacing one of the same step."""
         self._checkpointer.save(step, state, force=True, overwrite=True)
+        storage.sync(self.directory)
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns the newest (or the given) checkpoint, placed and shaped like `like`.

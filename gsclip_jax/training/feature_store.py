@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from data_pipelines.files import locked
+from data_pipelines import storage
+from data_pipelines.leases import locked
 from data_pipelines.progress import Progress
 from gsclip_jax.method import Params, Stage, Stats
 from gsclip_jax.runtime.sharding import pad_batch, path_name, put_batch
@@ -110,11 +111,14 @@ def find_features(source: Source, root: str | Path) -> FeatureStore | None:
             locks.enter_context(locked(folder.with_name(f"{folder.name}.lock")))
         if missing := _missing(folders):
             store_features(source, missing)
+        for folder in folders.values():
+            storage.publish(folder)
     return FeatureStore(*folders.values()) if folders else None
 
 
 def _missing(folders: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: folder for name, folder in folders.items() if not (folder / "meta.json").exists()}
+    return {name: folder for name, folder in folders.items()
+            if not (folder / "meta.json").exists() and not storage.fetch(folder)}  # fmt: skip
 
 
 def store_features(source: Source, folders: Mapping[str, Path]) -> None:
