@@ -124,6 +124,8 @@ def test_the_scale_is_one_for_all_parts(tmp_path):
     pooled = scale(kept, None)
     assert pooled["threshold"] is None and pooled["low"] == pytest.approx(low, abs=2e-3)
     assert pooled["high"] == pytest.approx(high, abs=5e-3)
+    even = {"quantiles": list(page.SHARES), "highest": 1.0}
+    assert scale([even], None)["low"] == pytest.approx(0.5, abs=0.02) and scale([even], None)["high"] == pytest.approx(0.998)
     assert scale([], None) == {"low": 0.0, "high": 1.0, "threshold": None}
 
 
