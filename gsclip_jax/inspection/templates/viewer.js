@@ -171,15 +171,18 @@ class CloudViewer {
     canvas.addEventListener("keydown", (event) => this.key(event));
     this.resize();
     this.fewer = LIMIT;  // points drawn while the cloud moves
-    let last = 0, moved = 0;
+    let last = 0, moved = 0, held = false, drew = false;
+    this.controls.addEventListener("start", () => { held = true; });
+    this.controls.addEventListener("end", () => { held = false; });
     const frame = (now) => {
       requestAnimationFrame(frame);
       this.controls.update();
+      if (drew) this.adapt(now - last);  // what the last picture cost
+      drew = this.stale;
       if (this.stale) {
-        if (now - moved < 150) this.adapt(now - last);
         moved = now;
         this.draw(this.fewer);
-      } else if (this.partly && now - moved > 150) this.draw(LIMIT);
+      } else if (this.partly && !held && now - moved > 150) this.draw(LIMIT);
       last = now;
     };
     requestAnimationFrame(frame);
