@@ -39,8 +39,8 @@ CHOICES = {
 }  # fmt: skip
 MANY = float("inf")
 RANGES = {
-    "workers": (0, MANY), "mesh.model": (1, MANY), "save_every_s": (0, MANY), "eval.batch_size": (1, MANY),
-    "stage1.micro_batch": (0, MANY), "stage2.micro_batch": (0, MANY),
+    "workers": (0, MANY), "mesh.model": (1, MANY), "mesh.view": (1, MANY), "save_every_s": (0, MANY),
+    "eval.batch_size": (1, MANY), "stage1.micro_batch": (0, MANY), "stage2.micro_batch": (0, MANY),
     "eval.pictures": (0, MANY), "stage1.epochs": (0, MANY), "stage2.epochs": (0, MANY), "stage1.batch_size": (1, MANY),
     "stage2.batch_size": (1, MANY), "stage1.learning_rate": (0, 10), "stage1.pointnet2_rate": (0, 10),
     "stage2.learning_rate": (0, 10), "stage2.lora_factor": (0, MANY), "model.n_ctx": (1, MANY), "model.deep_depth": (0, MANY),
@@ -98,7 +98,7 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
         raise ConfigError(f"{workdir} holds no trained model; run stage2.py with this --workdir first")
     values = identity.flat(config)
     if devices:  # refuses axes that do not use all of them
-        make_mesh(config.mesh.data, config.mesh.model)
+        make_mesh(config.mesh.data, config.mesh.model, config.mesh.view)
     tests = config.task != "stage1"
     kept = ("data", "target", "cache", "eval.rgb", "method", "preset")
     about_data = [(k, v) for k, v in values.items() if k.startswith(kept)]

@@ -46,7 +46,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     sets = [load_records(config)]
     names = tuple(name for group in SETS.values() for name in group)  # words for all solids, sentences of a few
     tokenizer = make_tokenizer(names)
-    mesh, writer = make_mesh(config.mesh.data, config.mesh.model), MetricWriter(workdir / "metrics.jsonl", config.loggers)
+    mesh = make_mesh(config.mesh.data, config.mesh.model, config.mesh.view)
+    writer = MetricWriter(workdir / "metrics.jsonl", config.loggers)
     derived = {"roughness": roughness_maps}
     if surface_wanted := config.clip_stage.defects and config.surface_stage.steps:  # sound solids alone teach it nothing
         derived["sample"] = surface_sample

@@ -120,7 +120,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     from data_pipelines import input as batches  # here: TensorFlow takes seconds, and what is finished needs none of it
 
     trains = METHODS[config.method].trains and not is_trained(config, workdir)
-    mesh, time = make_mesh(config.mesh.data, config.mesh.model), Timer(workdir / "seconds.json")
+    mesh, time = make_mesh(config.mesh.data, config.mesh.model, config.mesh.view), Timer(workdir / "seconds.json")
 
     # ---- records: what is trained on, and what is evaluated
     records = tested = None

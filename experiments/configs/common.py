@@ -77,7 +77,12 @@ def embedded() -> ConfigDict:
         "eval": {"batch_size": 4, "rgb": False, "pictures": 6},
         "compare": ("random_clip", "plain_clip", "surface_variation", "broken_symmetry"),  # run alongside, shown under the table
         # On a CPU every virtual device works with one core, which uses several cores better than one device does.
-        "mesh": {"data": -1, "model": 1, "cpu_devices": 2},
+        "mesh": {
+            "data": -1,  # devices that share the objects of a batch; -1: all that the others leave
+            "view": 1,  # devices that share the views of each object
+            "model": 1,  # devices that share the widths of the frozen encoders
+            "cpu_devices": 2,
+        },
         "save_every_s": 60.0,
         "loggers": (),  # beside metrics.jsonl: tensorboard, wandb, mlflow (each an extra of the installation)
     })  # fmt: skip

@@ -21,6 +21,7 @@ from gsclip_jax.models.clip_config import ClipConfig
 from gsclip_jax.models.lora import Dropout
 from gsclip_jax.models.precision import product
 from gsclip_jax.runtime.keys import check_keys
+from gsclip_jax.runtime.sharding import spread_images
 
 
 class Vision(nnx.Module):
@@ -196,8 +197,12 @@ def encode_image(
     layers = (cfg.vision_layers,) if layers is None else tuple(layers)
     if not all(1 <= layer <= cfg.vision_layers for layer in layers):
         raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
-    x = x.reshape(-1, height, width, 3).astype(cfg.dtype)
-    tokens = clip.visual.embed(x, None if keep is None else keep.reshape(-1, keep.shape[-1]))
+    given = x.reshape(-1, height, width, 3)
+    x = spread_images(given).astype(cfg.dtype)
+    if dropout is not None and len(x) != len(given):
+        images = jnp.arange(len(given)) if dropout.images is None else dropout.images
+        dropout = dropout._replace(images=spread_images(images))
+    tokens = clip.visual.embed(x, None if keep is None else spread_images(keep.reshape(-1, keep.shape[-1])))
     vv_start = cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None
     # Of the last block's original path nothing but the class token is read, unless it gives the tokens; and dropout is drawn for
     # all of them.
@@ -207,10 +212,10 @@ def encode_image(
         clip.visual.blocks, tokens, remat=cfg.remat, layers=layers, vv_start=vv_start, lora=lora, lora_scale=lora_scale,
         dropout=dropout, only=only,
     )  # fmt: skip
-    cls = clip.visual.project(features.last[:, 0])
+    cls = clip.visual.project(features.last[:, 0])[: len(given)]  # what filled up the images takes no part
     if not layers:
         return Encoded(cls.reshape(*leading, -1), jnp.zeros((0, *leading, tokens.shape[1], cls.shape[-1]), cls.dtype))
-    tokens = clip.visual.project(features.tokens)
+    tokens = clip.visual.project(features.tokens)[:, : len(given)]
     return Encoded(cls.reshape(*leading, -1), tokens.reshape(len(layers), *leading, *tokens.shape[2:]))
 
 

@@ -141,7 +141,8 @@ def store_features(source: Source, folders: Mapping[str, Path]) -> None:
     progress = Progress(f"{stage.name}: encoding frozen parts ({', '.join(folders)})", source.count)
     for batch in source.batches():
         batch = pad_batch(batch, source.mesh)
-        features = jax.device_get(encode(source.params, source.stats, put_batch(batch, source.mesh)))
+        with jax.set_mesh(source.mesh):  # the views are split over it
+            features = jax.device_get(encode(source.params, source.stats, put_batch(batch, source.mesh)))
         for name, value in features.items():
             if name not in arrays:
                 dtypes[name] = str(value.dtype)
