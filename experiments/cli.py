@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": ("gsclip_jax.convert.__main__", "Convert weights of others into the project's format."),
     "parity": ("gsclip_jax.parity.__main__", "Compare with arrays recorded from the authors' code."),
     "inspect": ("experiments.predict", "Score your own scans."),
+    "doctor": ("experiments.doctor", "Devices, packages, weights and data: what is here, and what is missing."),
     "export": ("experiments.export", "Hand on a trained model in one small folder."),
 }
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Zero-shot 3D anomaly detection: GS-CLIP in JAX.")
