@@ -2,7 +2,7 @@
 
 A lease is a folder of files `000001`, `000002`, ...; the holder is the owner named in the newest, which it writes again every few
 seconds. Whoever finds the newest unchanged for the lease's term makes the next one; of several who try, one does
-(`storage.Objects.create`). A holder that finds a newer one than its own has lost the lease. No clocks are compared: each process
+(`objects.Objects.create`). A holder that finds a newer one than its own has lost the lease. No clocks are compared: each process
 measures by its own how long a file has not changed.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_pipelines import files, storage
-from data_pipelines.storage import Objects
+from data_pipelines.objects import Objects
 
 TERM_S = 60.0
 BEATS = 4  # a term

@@ -149,7 +149,7 @@ def _try(store: Store, write: bool) -> bool:
             return False
         store.fs.pipe_file(probe, b"probe")
         try:
-            return not _put_new(store.fs, probe, b"again")
+            return not put_new(store.fs, probe, b"again")
         finally:
             store.fs.rm_file(probe)
     except Exception as error:  # each library has its own
@@ -159,7 +159,7 @@ def _try(store: Store, write: bool) -> bool:
                            ) from error  # fmt: skip
 
 
-def _put_new(fs: Any, key: str, content: bytes) -> bool:
+def put_new(fs: Any, key: str, content: bytes) -> bool:
     """A conditional put (S3's If-None-Match, GCS's generation match): False where the store refused it."""
     try:
         fs.pipe_file(key, content, mode="create")
@@ -396,75 +396,3 @@ def publish(path: Path) -> None:
             (path / MARK).unlink()  # it says here, too, that the store has it
             raise
         assert known.keys() | {MARK} == _synced(path).keys()
-
-
-# ---- small objects that several machines write: leases
-
-
-class Objects:
-    """The small files of one folder, on the store itself where its path stands for one, seen alike by all machines at once.
-
-    Args:
-      folder: need not be there.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.store = folder, store_of(folder)
-
-    def names(self) -> list[str]:
-        if self.store:
-            return sorted(name for name in self.store.listing(self.folder) if "/" not in name and not name.startswith("."))
-        try:
-            return sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
-        except FileNotFoundError:
-            return []
-
-    def read(self, name: str) -> bytes | None:
-        """The content; None where there is none (any more)."""
-        try:
-            return self.store.fs.cat_file(self._key(name)) if self.store else (self.folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Writes a file that is not there yet. Returns whether it was this call that did: of several at once, one."""
-        if self.store:
-            return self._create_on_store(name, content)
-        part = self._part(content)
-        try:
-            os.link(part, self.folder / name)  # whole, and only where there is none: also on network file systems
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            part.unlink()
-
-    def write(self, name: str, content: bytes) -> None:
-        if self.store:
-            self.store.fs.pipe_file(self._key(name), content)
-        else:
-            self._part(content).replace(self.folder / name)
-
-    def remove(self, name: str) -> None:
-        try:
-            self.store.fs.rm_file(self._key(name)) if self.store else (self.folder / name).unlink()
-        except FileNotFoundError:
-            pass
-
-    def _key(self, name: str) -> str:
-        return f"{self.store.key(self.folder)}/{name}"
-
-    def _part(self, content: bytes) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{uuid.uuid4().hex[:12]}.part"
-        part.write_bytes(content)
-        return part
-
-    def _create_on_store(self, name: str, content: bytes) -> bool:
-        """By a conditional put where the store knows them, else by looking, after a while, whose content stayed."""
-        if self.read(name) is not None:
-            return False
-        _put_new(self.store.fs, self._key(name), content)
-        if not self.store.conditional:
-            time.sleep(SETTLE_S)
-        return self.read(name) == content  # also where a put was repeated because its answer was lost

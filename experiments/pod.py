@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from data_pipelines.leases import Lease
-from data_pipelines.storage import Objects
+from data_pipelines.objects import Objects
 from experiments.grid import LOG, Row, bring, last_words, line
 from gsclip_jax.parts import ConfigError
 

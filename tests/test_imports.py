@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_pipelines", "gsclip_jax", "experiments")
 # What gsclip_jax may see of data_pipelines: modules of the standard library, numpy and filelock alone.
-PLUMBING = {f"data_pipelines.{name}" for name in ("batch", "scan", "files", "storage", "leases", "command", "progress")}
+NAMES = ("batch", "scan", "files", "storage", "objects", "leases", "command", "progress")
+PLUMBING = {f"data_pipelines.{name}" for name in NAMES}
 # Rooms of gsclip_jax and what each may see of the others.
 ROOMS = {
     "runtime": set(),

@@ -13,6 +13,7 @@ import pytest
 
 from data_pipelines import leases, storage
 from data_pipelines.leases import Lease, held, locked
+from data_pipelines.objects import Objects
 from tests.object_store import BUCKET, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ def test_several_processes_never_hold_it_at_once(folder, tmp_path):
     lines = [line.split() for line in log.read_text().splitlines()]
     assert len(lines) == 24 and len({pid for _, pid in lines}) == 3
     assert all(a == ["in", b[1]] and b[0] == "out" for a, b in zip(lines[::2], lines[1::2], strict=True))
-    assert storage.Objects(folder).names() == []
+    assert Objects(folder).names() == []
 
 
 def test_what_a_killed_process_of_this_machine_held_is_free_at_once(folder, tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import storage
-from data_pipelines.storage import MARK, Objects, StorageError
+from data_pipelines.objects import Objects
+from data_pipelines.storage import MARK, StorageError
 from tests.object_store import BUCKET, s3_server
 
 
@@ -176,11 +177,11 @@ def test_of_several_that_create_one_object_one_does(machine, monkeypatch, known)
     monkeypatch.setattr(storage, "SETTLE_S", 0.05)
     if not known:
         files.store = storage.dataclasses.replace(store, conditional=False)
-        monkeypatch.setattr(storage, "_put_new", lambda fs, key, content: fs.pipe_file(key, content))
+        monkeypatch.setattr(storage, "put_new", lambda fs, key, content: fs.pipe_file(key, content))
     assert files.create("1", b"mine") and not files.create("1", b"yours") and files.read("1") == b"mine"
     if known:
         monkeypatch.setattr(files, "read", lambda name: None)  # as if both had looked before either wrote
-        assert not storage._put_new(store.fs, files._key("1"), b"yours")
+        assert not storage.put_new(store.fs, files._key("1"), b"yours")
     files.write("1", b"again")
     assert Objects(run / "lease").read("1") == b"again" and files.names() == ["1"]
     files.remove("1")
