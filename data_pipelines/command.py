@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from data_pipelines import storage
 
+STOPPED = "stopped; the same command continues where this one was"
 LONGEST = 4000  # characters of a message: names come out of files and may have any length
 
 
@@ -56,7 +57,7 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
         with interruptible():
             return work() or 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues where this one was", file=sys.stderr)
+        print(f"\n{STOPPED}", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError, OSError, RuntimeError, AssertionError, MemoryError) as error:
         line = _line(error)
@@ -72,11 +73,24 @@ def guarded(work: Callable[[], int | None], in_options: Callable[[str], str] = s
 
 
 _asked: list[int] = []  # signals that asked to stop
+_holding: list[bool] = []  # blocks that ask `stopping` themselves
 
 
 def _stop(number, _):
     _asked.append(number)
-    raise KeyboardInterrupt
+    if not _holding or len(_asked) > 1:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[None]:
+    """Inside, a first signal to stop only makes `stopping` true, so that what is under way can be saved; a second one stops at
+    once."""
+    _holding.append(True)
+    try:
+        yield
+    finally:
+        _holding.pop()
 
 
 def stopping() -> bool:

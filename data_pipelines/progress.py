@@ -11,6 +11,7 @@ from contextvars import ContextVar
 EVERY_S = 5.0  # between two lines; on a terminal one line is rewritten twice a second
 
 _NAME: ContextVar[str] = ContextVar("name", default="")
+speaks = True  # False in all processes of a run but the first
 
 
 @contextmanager
@@ -49,6 +50,8 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total are done; `note` is shown behind them."""
+        if not speaks and self._say is None:
+            return
         now = time.monotonic()
         if self._say is None or done > self._start:
             self._first = self._first or (now, done)

@@ -18,6 +18,7 @@ from data_pipelines.records.objects import BEFORE
 from experiments.configs.common import preset, with_method
 from gsclip_jax.convert.store import is_stored
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime.distributed import is_first
 
 TRAINING = "training"  # changes the trained parameters
 EVALUATION = "evaluation"  # changes scores of a trained model
@@ -198,6 +199,13 @@ def check_claim(config: ConfigDict, workdir: Path) -> None:
         raise ConfigError(f"{workdir} holds a run with another configuration ({first}); choose another --workdir")
 
 
+def of_all_processes(config: ConfigDict) -> dict[str, Any]:
+    """The values that every process of a run has to be started with: all but those that are each host's own."""
+    own = ("mesh.process", "mesh.coordinator", "workers", "cache", "data.root", "target.root", "clip.name", "clip.tokenizer",
+           "pointnet2.weights")  # fmt: skip
+    return {key: value for key, value in flat(config).items() if key not in own}
+
+
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     """Makes the folder and writes config.json, or checks that what is there has the same training.
 
@@ -206,7 +214,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     check_claim(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    if held(workdir) is None or not _made_something(workdir):
+    if is_first() and (held(workdir) is None or not _made_something(workdir)):
         write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
 
 
@@ -223,14 +231,14 @@ def check_weights(workdir: Path, weights: Mapping[str, str], scores_only: tuple[
             raise ConfigError(
                 f"{workdir} was trained from other weights than those given ({names}; {path.name}); choose another --workdir"
             )
-    elif ours:
+    elif ours and is_first():
         write_json(path, weights)
 
 
 def check_objects(workdir: Path, key: str, begun: bool) -> None:
     """Raises ConfigError where a begun training saw other scans than those of `key` (`scans.training_key`), else notes them."""
     path = workdir / "objects.json"
-    if not begun or not path.exists():  # nothing is trained yet, or an earlier version began it
+    if is_first() and (not begun or not path.exists()):  # nothing is trained yet, or an earlier version began it
         write_json(path, {"key": key})
     elif json.loads(path.read_text())["key"] != key:
         raise ConfigError(

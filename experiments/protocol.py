@@ -12,6 +12,7 @@ from experiments.identity import settings
 from experiments.summary import say, table
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime.distributed import is_first
 
 
 def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Path], dict]) -> dict:
@@ -30,7 +31,8 @@ def run(config: ConfigDict, workdir: Path, results_of: Callable[[ConfigDict, Pat
         runs[category] = results_of(one, folder)
         say(table(runs[category]))
     joined = join(runs) | {"evaluation": {"settings": settings(config)}}
-    write_json(workdir / "results.json", joined)
+    if is_first():
+        write_json(workdir / "results.json", joined)
     say(f"\nmean over {len(runs)} auxiliary categories, by category evaluated")
     say(table(joined))
     say("\nby category trained on")

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines import leases, storage
@@ -28,14 +28,16 @@ from experiments.command_line import parse, usage
 from experiments.compared import compared_with
 from experiments.data import batch_size, index_rows, load_records, shares_statistics, test_categories, wants_rgb
 from experiments.export import is_trained, steps_done
-from experiments.identity import check_objects, check_weights, claim_workdir, settings
+from experiments.identity import check_objects, check_weights, claim_workdir, of_all_processes, settings
 from experiments.scans import records_to_evaluate, training_key
 from experiments.summary import Timer, say, table, versions
 from gsclip_jax.build import build_model, parameter_count, remat_of
 from gsclip_jax.evaluation import score as evaluate
-from gsclip_jax.inspection.saved import finished_model, model_folder, save_model
+from gsclip_jax.inspection.saved import finished_model, model_folder, save_model, trained_groups
 from gsclip_jax.methods import METHODS, trains_on
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime import clusters, distributed
+from gsclip_jax.runtime.distributed import after_first, is_first, shared, wait
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
 from gsclip_jax.training.feature_store import FeatureStore, Source, find_features
@@ -51,14 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
             return print(usage(given))
         config, workdir = parse(given)
         if arguments is None:  # a program of its own: JAX has not started yet
-            jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+            start(config)
         for folder, key in ((workdir, "--workdir"), (storage.opened(config.cache), "config.cache")):
-            if storage.store_of(folder) and jax.process_count() > 1:
+            if storage.store_of(folder) and distributed.count() > 1:
                 raise ConfigError(f"{key}: a run of several processes needs a path that all of them see, not a URL")
-        with leases.working_in(workdir):
+        with distributed.attended(), leases.working_in(workdir) if is_first() else nullcontext():
             run(config, workdir)
 
-    return guarded(whole)
+    return distributed.program(lambda: guarded(whole))
+
+
+def start(config: ConfigDict) -> None:
+    """Devices and processes, before anything touches JAX. Raises ClusterError, ConnectionError: as `distributed.start`."""
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    here = clusters.place(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
+    distributed.start(here, of_all_processes(config))
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -71,15 +80,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     checks.check_values(config)
     if config.task != "pretrain":
         checks.check_all(config, workdir)
+    elif distributed.count() > 1:
+        raise ConfigError("pretraining runs as one process; start it alone, or with config.mesh.processes=1")
+    wait("checked")
 
     # ---- configurations of another kind: pretraining, and one run for each auxiliary category
     if config.task == "pretrain":
         from experiments import pretrain  # here: TensorFlow takes seconds, and refusals need none of it
 
-        claim_workdir(config, workdir)
+        after_first("claimed", lambda: claim_workdir(config, workdir))
         return pretrain.run(config, workdir)
     if config.task == "protocol":
-        claim_workdir(config, workdir)
+        after_first("claimed", lambda: claim_workdir(config, workdir))
         return protocol.run(config, workdir, train_and_evaluate)
 
     # ---- the method, and those beside it
@@ -93,7 +105,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             compared[name] = train_and_evaluate(other, folder)
 
     # ---- report
-    if jax.process_index() == 0:
+    if is_first():
         from experiments.report import write_report  # reads records: like pretrain
 
         say("\n" + table(results, compared))
@@ -114,26 +126,28 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
       What results.json holds; {} of stage1.py, which evaluates nothing.
     """
     # ---- what is there already
-    claim_workdir(config, workdir)
-    if config.task != "stage1" and (found := evaluations.finished(config, workdir)):
+    after_first("claimed", lambda: claim_workdir(config, workdir))
+    if config.task != "stage1" and (found := shared("finished", lambda: evaluations.finished(config, workdir))):
         return found
     from data_pipelines import input as batches  # here: TensorFlow takes seconds, and what is finished needs none of it
 
-    trains = METHODS[config.method].trains and not is_trained(config, workdir)
+    trained = shared("trained", lambda: is_trained(config, workdir))
+    trains = METHODS[config.method].trains and not trained
     mesh, time = make_mesh(config.mesh.data, config.mesh.model, config.mesh.view), Timer(workdir / "seconds.json")
 
     # ---- records: what is trained on, and what is evaluated
     records = tested = None
     with time("render"):
         if trains:
-            records = load_records(config, say)
+            records = after_first("records", lambda: load_records(config, say))
         if config.task != "stage1":
-            tested = records if records and not config.target.name else records_to_evaluate(config, workdir, say)
+            same = records and not config.target.name
+            tested = records if same else after_first("records", lambda: records_to_evaluate(config, workdir, say))
 
     # ---- method: its parameters, with the weights that it begins with or the trained ones
     method, params, stats, weights = build_model(config)
-    check_weights(workdir, weights, method.scores_only)
-    if is_trained(config, workdir):
+    after_first("weights", lambda: check_weights(workdir, weights, method.scores_only))
+    if trained:
         params, stats = finished_model(model_folder(workdir), params, stats, weights)
     elif counts := parameter_count(params):
         say("parameters: " + ", ".join(f"{group} {count:,}" for group, count in counts.items()))
@@ -144,29 +158,32 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     # ---- stages: each begins with the features of its objects that do not change while it trains
     if trains:
         category = [config.data.train_category]
-        check_objects(workdir, training_key(config, records), begun=bool(steps_done(workdir)))
+        key = training_key(config, records)
+        after_first("objects", lambda: check_objects(workdir, key, begun=bool(steps_done(workdir))))
     for number, stage in enumerate(method.stages if trains else ()):
         with time(stage.name):
             needed = trains_on(config)
             objects = {"categories": category, "batch_size": stage.batch_size}
-            everything = partial(batches.eval_batches, records, optional=needed, **objects)
+            places = batch_places(mesh, stage.batch_size)
+            everything = partial(batches.eval_batches, records, optional=needed, places=places, **objects)
             about = f"{records.key} {category[0]}"
             source = Source(alone.stages[number], params, stats, everything, len(records.rows(category)), about, mesh)
             stored = find_features(source, storage.opened(config.cache) / "features")
             store, needed = stored or FeatureStore(), () if stored else needed  # what the features read is in them
-            places = batch_places(mesh, stage.batch_size)
             read = partial(batches.train_batches, records, optional=needed, seed=config.seed, places=places, **objects)
             steps = batches.steps_per_epoch(records, category, stage.batch_size)
             how = FitConfig(workdir / stage.name, mesh, config.seed, config.save_every_s)
-            writer = MetricWriter(workdir / "metrics.jsonl", config.loggers)
+            writer = MetricWriter(workdir / "metrics.jsonl", config.loggers) if is_first() else None
             coming = lambda first: store.join(read(start_step=first))  # noqa: B023, E731  read within this iteration alone
             if saving:
                 stage = replace(stage, saving=saving[number])  # taken where the memory asks for it
             params, stats = fit(stage, params, stats, coming, steps, how, writer)
         if config.task == "stage1" == stage.name and stage is not method.stages[-1]:
             return {}
-    if trains and method.stages and jax.process_index() == 0:
-        save_model(workdir / "model", config, params, stats, weights, steps=steps_done(workdir))
+    if trains and method.stages:
+        learned, means = distributed.whole(trained_groups(params), mesh), distributed.whole(stats, mesh)
+        if is_first():
+            save_model(workdir / "model", config, learned, means, weights, steps=steps_done(workdir))
     if config.task == "stage1":
         return {}
 
@@ -175,12 +192,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     # One hash stands alone in the key: evaluations of earlier versions are found again.
     more = [weights[name] for name in method.scores_only if name in weights]
     this = evaluations.of(workdir, config, tested.key, more[0] if len(more) == 1 else more or None)
-    if jax.process_index() == 0:
+    if is_first():
         this.claim({"settings": settings(config)})
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("claimed")
-    if this.is_first and jax.process_index() == 0:
-        this.show()  # its files are written where those of another may be shown
+        if this.is_first:
+            this.show()  # its files are written where those of another may be shown
+    wait("evaluation claimed")
     time_of = time if this.is_first else Timer(this.home / "seconds.json")
     with time_of("eval"):
         size, together = batch_size(config, mesh), shares_statistics(config)
@@ -188,7 +204,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         unscored = partial(batches_with, read, index)
         how = {"mesh": mesh, "rgb": wants_rgb(config), "together": together}
         evaluate.score_objects(alone, params, stats, index, unscored, this.home / "eval", **how)
-        tables = evaluate.tabulate(index, this.home / "eval")
+        tables = shared("tables", lambda: evaluate.tabulate(index, this.home / "eval"))
 
     # ---- results: the tables, and all that they came from
     phases = ("render", *(stage.name for stage in method.stages))
@@ -201,9 +217,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         "versions": versions(), "weights": weights,
         "evaluation": {"key": this.key, "name": this.name, "settings": settings(config), "records": tested.key},
     }  # fmt: skip
-    if jax.process_index() == 0:
+    if is_first():
         evaluate.write_scores(index, this.home / "eval", this.home / "scores.csv")
         write_json(this.home / "results.json", results)
+    wait("results")
     return results
 
 
@@ -217,7 +234,7 @@ def batches_with(read: Callable[..., Iterator[dict]], index: list[dict], missing
     left = list(dict.fromkeys(row["category"] for row in index if row["object_index"] in wanted))
     for batch in read(categories=left):
         # Several processes go through the same batches, each with its share of the objects.
-        if jax.process_count() > 1 or wanted & set(batch["object_index"][batch["real"]].tolist()):
+        if distributed.count() > 1 or wanted & set(batch["object_index"][batch["real"]].tolist()):
             yield batch
 
 

@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 from data_pipelines import storage
 from data_pipelines.files import write_json
 from gsclip_jax.evaluation import score as evaluate
+from gsclip_jax.runtime.distributed import is_first
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "open3d", "tensorflow-datasets", "numpy")
 
 
 def say(line: str) -> None:
     """Prints a line, once for all processes of a run."""
-    if jax.process_index() == 0:
+    if is_first():
         print(storage.named(line), flush=True)
 
 
@@ -39,8 +38,9 @@ class Timer:
             yield
         finally:
             self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - began, 1)
-            write_json(self.path, self.seconds)
-            storage.sync(self.path)
+            if is_first():
+                write_json(self.path, self.seconds)
+                storage.sync(self.path)
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,10 @@ def embedded() -> ConfigDict:
             "view": 1,  # devices that share the views of each object
             "model": 1,  # devices that share the widths of the frozen encoders
             "cpu_devices": 2,
+            # Several processes are one run where a cluster (TPU pod, SLURM, Kubernetes) started them, or as these three say.
+            "coordinator": "",  # HOST:PORT where process 0 is reached by all
+            "processes": 0,  # how many; 0: as the cluster says, 1: one, whatever it says
+            "process": -1,  # which of them this is, counted from 0
         },
         "save_every_s": 60.0,
         "loggers": (),  # beside metrics.jsonl: tensorboard, wandb, mlflow (each an extra of the installation)

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from data_pipelines import storage
 from data_pipelines.files import atomic
 from data_pipelines.progress import Progress
 from gsclip_jax.evaluation import metrics
 from gsclip_jax.method import Method, Params, Scores, Stats
+from gsclip_jax.runtime.distributed import shared, wait
 from gsclip_jax.runtime.memory import choose
 from gsclip_jax.runtime.names import csv_text, file_part
-from gsclip_jax.runtime.sharding import pad_batch, put_batch
+from gsclip_jax.runtime.sharding import local_rows, pad_batch, put_batch, split_rows
 
 PARTS = ("colour", "joint")  # what the colour plug-in adds: scores of the colour image, and of both together
 SYNC_S = 30.0  # between two times that scores go to an object store
@@ -42,8 +42,9 @@ def score_objects(
     rgb: bool = False,
     together: bool = False,
 ) -> None:
-    """Writes folder/CATEGORY/OBJECT.npz with points float32 [M], valid, point_mask bool [M], regions int32 [M] (0 = none),
-    organised bool, object float32, label int; with `rgb` also points_colour, points_joint, object_colour, object_joint.
+    """Writes folder/CATEGORY/OBJECT.npz, every process those of its share: points float32 [M], valid, point_mask bool [M],
+    regions int32 [M] (0 = none), organised bool, object float32, label int; with `rgb` also points_colour, points_joint,
+    object_colour, object_joint.
 
     Args:
       index: one row an object: {"object_index", "category", "name"}.
@@ -56,7 +57,7 @@ def score_objects(
     """
     folder = Path(folder)
     by_number = {row["object_index"]: row for row in index}
-    missing = [row["object_index"] for row in index if not object_file(folder, row).exists()]
+    missing = shared("unscored", lambda: [row["object_index"] for row in index if not object_file(folder, row).exists()])
     if not missing:
         return
     predict, program = partial(_with_colour if rgb else _alone, method), None
@@ -64,8 +65,8 @@ def score_objects(
     for batch in batches(missing):
         batch = pad_batch(batch, mesh)
         program = program or _planned(predict, (params, stats), batch, mesh, together)
-        found = program(batch)
-        for row in np.flatnonzero(batch["real"]):
+        found, mine = program(batch)
+        for row in np.flatnonzero(batch["real"] & mine):
             valid, mask = batch["valid"][row], batch["point_mask"][row]
             organised = bool(batch["organised"][row])
             _write(
@@ -80,8 +81,7 @@ def score_objects(
             done += 1
         progress.update(done * jax.process_count())
         storage.sync(folder, SYNC_S)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("evaluated")
+    wait("evaluated")
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,14 @@ class ScorePlan:
         return f"{self.rows} of {self.batch} objects at once" if self.rows < self.batch else "whole batches"
 
 
-def _planned(predict, given: tuple, batch: dict, mesh: jax.sharding.Mesh, together: bool) -> Callable[[dict], dict]:
-    """host batch -> scores of this process's rows, host arrays; by the largest parts of a batch that fit the memory."""
+def _planned(
+    predict, given: tuple, batch: dict, mesh: jax.sharding.Mesh, together: bool
+) -> Callable[[dict], tuple[dict, np.ndarray]]:
+    """host batch -> scores of this process's rows, host arrays, and which of them it writes; by the largest parts of a batch that
+    fit the memory."""
     count, smallest = len(batch["real"]), len(pad_batch({"real": batch["real"][:1]}, mesh)["real"])
     sizes = [count] if together else [rows for rows in range(count, 0, -1) if count % rows == 0 and rows % smallest == 0]
-    jitted = jax.jit(predict)
+    jitted = jax.jit(predict, out_shardings=split_rows(mesh))
 
     def part(batch: dict, start: int, rows: int) -> dict[str, jax.Array]:
         return put_batch({name: value[start : start + rows] for name, value in batch.items()}, mesh)
@@ -111,9 +114,10 @@ def _planned(predict, given: tuple, batch: dict, mesh: jax.sharding.Mesh, togeth
 
     plan, program, _ = choose("evaluation", [ScorePlan(rows, count) for rows in sizes], compiled, mesh)
 
-    def scored(batch: dict) -> dict:
-        found = [jax.tree.map(_local, program(*given, part(batch, start, plan.rows))) for start in range(0, count, plan.rows)]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    def scored(batch: dict) -> tuple[dict, np.ndarray]:
+        found = [jax.tree.map(local_rows, program(*given, part(batch, start, plan.rows))) for start in range(0, count, plan.rows)]
+        joined = {name: tuple(map(np.concatenate, zip(*(rows[name] for rows in found), strict=True))) for name in found[0]}
+        return {name: rows for name, (rows, _) in joined.items()}, joined["object"][1]
 
     return scored
 
@@ -144,14 +148,6 @@ def _regions(mask: np.ndarray, xyz: np.ndarray, organised: bool) -> np.ndarray:
 def object_file(folder: str | Path, row: dict) -> Path:
     """Where the scores of an index row lie: in the folder, whatever category and scan are called."""
     return Path(folder) / file_part(row["category"]) / f"{file_part(row['name'])}.npz"
-
-
-def _local(array: jax.Array) -> np.ndarray:
-    """The rows of this process, in order."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def _write(path: Path, **arrays) -> None:

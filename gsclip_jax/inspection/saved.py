@@ -28,10 +28,14 @@ def save_model(
     Args:
       steps: of every stage, by which a run knows that the model is that of its checkpoints.
     """
-    trained = {group: tree for group, tree in params.items() if group not in ("clip", "clip_depth")}
     about = {"kind": "gsclip", "config": json.loads(config.to_json_best_effort()), "clip_sha256": weights.get("clip")}
     about |= {} if steps is None else {"steps": steps}
-    save_params(folder, jax.device_get({**trained, "stats": stats}), config=about, dtype=dtype)
+    save_params(folder, jax.device_get({**trained_groups(params), "stats": stats}), config=about, dtype=dtype)
+
+
+def trained_groups(params: Params) -> Params:
+    """All groups but the CLIP's."""
+    return {group: tree for group, tree in params.items() if group not in ("clip", "clip_depth")}
 
 
 def model_folder(workdir: Path) -> Path | None:

@@ -125,6 +125,22 @@ def _places(mesh: Mesh, process: int) -> range:
     return places
 
 
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is a batch's."""
+    return NamedSharding(mesh, P("data"))
+
+
+def local_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that this process has of an array split by `split_rows`, in order (those of `batch_places`), and which of them
+    are its own to write: of processes that have the same rows one alone."""
+    shards: dict[int, jax.Shard] = {}
+    for shard in sorted(array.addressable_shards, key=lambda shard: shard.replica_id):
+        shards.setdefault(shard.index[0].start or 0, shard)
+    parts = [shards[start] for start in sorted(shards)]
+    mine = [np.full(len(shard.data), shard.replica_id == 0) for shard in parts]
+    return np.concatenate([np.asarray(shard.data) for shard in parts]), np.concatenate(mine)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits every field's first axis over `data`, and that of the views over `view` where it divides them; each process gives
     its own rows of the global batch (`batch_places`), filled up with repeats where they do not divide among its devices

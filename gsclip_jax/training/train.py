@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipelines.command import stopping
+from data_pipelines.command import holding, stopping
 from data_pipelines.progress import Progress
 from gsclip_jax.method import Params, Stage, Stats
+from gsclip_jax.runtime.distributed import SAVE, STOP, Votes, agreed, is_first
 from gsclip_jax.runtime.memory import choose
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import path_name, place, put_batch, replicated, specs
@@ -96,7 +97,8 @@ class FitConfig:
 
     Fields:
       workdir: checkpoints lie in workdir/checkpoints.
-      save_every_s: a checkpoint at most this often, and one at the end.
+      save_every_s: a checkpoint at most this often by the clock of the first process, one where a signal stops the run, and one
+        at the end.
       log_every: steps between two logged ones.
     """
 
@@ -147,16 +149,21 @@ def fit(
             coming = itertools.chain([batch], coming)
             del batch
             watch = Watch(stage.name, first, writer, Progress(stage.name, steps), run.log_every, steps)
-            saved = time.monotonic()
-            for number in range(first + 1, steps + 1):
-                if stopping():
-                    raise KeyboardInterrupt
-                state, metrics = step(state, frozen, next(coming), key)
-                watch.add(number, metrics)
-                if time.monotonic() - saved > run.save_every_s and number < steps:
-                    watch.save(checkpoints, number, state)
-                    saved = time.monotonic()
-            watch.save(checkpoints, steps, state)
+            saved, votes = time.monotonic(), Votes(run.mesh)
+            with holding():
+                for number in range(first + 1, steps + 1):
+                    state, metrics = step(state, frozen, next(coming), key)
+                    watch.add(number, metrics)
+                    due = is_first() and time.monotonic() - saved > run.save_every_s
+                    decided = votes.cast(STOP if stopping() else SAVE * due)
+                    if decided and number < steps:
+                        watch.save(checkpoints, number, state)
+                        saved = time.monotonic()
+                        if decided == STOP:
+                            raise KeyboardInterrupt
+                watch.save(checkpoints, steps, state)
+            if stopping():
+                raise KeyboardInterrupt
     return {**frozen, **state.trainable}, state.stats
 
 
@@ -278,9 +285,11 @@ def restore(checkpoints: Checkpoints, start: State, stage: str) -> tuple[State, 
     empty: list[int] = []
     for number in reversed(checkpoints.steps()):
         try:
-            state = checkpoints.restore(start, number)
+            state, problem = checkpoints.restore(start, number), ""
         except CheckpointError as error:
-            problems.append(str(error))
+            problem = str(error)
+        if not agreed(f"restored {number}", not problem):
+            problems.append(problem or f"checkpoint {number} cannot be read by another process; remove it to train again")
             continue
         if bad := not_finite(state):
             problems.append(
