@@ -1,0 +1,92 @@
+"""Several processes on this machine are one run: the numbers of one process, one end for all, whatever happens to one of them.
+
+The long ones (an hour on two cores): `python -m pytest -m slow tests/experiments/test_processes.py`.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gsclip_jax.convert.store import load_params
+
+SMALL = [
+    "--config.data.synthetic.train_good=2", "--config.data.synthetic.train_defective=2", "--config.data.synthetic.good=2",
+    "--config.data.synthetic.defective=2", "--config.data.categories=vase", "--config.data.points=1024",
+    "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=128", "--config.data.views=2",
+    "--config.pointnet2.centroids=32,16,8,4", "--config.stage1.epochs=1", "--config.stage2.epochs=1",
+    "--config.eval.batch_size=2", "--config.eval.pictures=0", "--config.compare=",
+]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(workdir: Path, cache: Path, processes: int, devices: int, *more: str) -> list[subprocess.Popen]:
+    """The processes of one run; what they say goes to workdir.NUMBER.log."""
+    command = [sys.executable, "-m", "experiments.run", "--config", "stage2.py", "--workdir", str(workdir)]
+    command += [f"--config.cache={cache}", *SMALL, f"--config.mesh.cpu_devices={devices}", *more]
+    if processes > 1:
+        command += [f"--config.mesh.coordinator=127.0.0.1:{free_port()}", f"--config.mesh.processes={processes}"]
+    found = []
+    for number in range(processes):
+        own = [f"--config.mesh.process={number}"] if processes > 1 else []
+        with workdir.with_suffix(f".{number}.log").open("ab") as log:
+            found.append(subprocess.Popen([*command, *own], stdout=log, stderr=subprocess.STDOUT))
+    return found
+
+
+def end(running: list[subprocess.Popen], limit: float = 900) -> list[int]:
+    """Their exit statuses; those still running after `limit` seconds are killed (-9)."""
+    until = time.monotonic() + limit
+    for process in running:
+        try:
+            process.wait(max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in running]
+
+
+def said(workdir: Path, number: int = 0) -> str:
+    return workdir.with_suffix(f".{number}.log").read_text(errors="replace")
+
+
+def results(workdir: Path) -> dict:
+    found = json.loads((workdir / "results.json").read_text())
+    return {**found["categories"], "mean": found["mean"]}
+
+
+def furthest(one: Path, other: Path) -> tuple[float, float]:
+    """The largest differences of the results, and of the weights that both stages trained."""
+    ours, theirs = results(one), results(other)
+    assert ours.keys() == theirs.keys()
+    apart = [abs(a - theirs[row][name]) for row, values in ours.items() for name, a in values.items() if a is not None]
+    trees = [load_params(folder / "model")[0] for folder in (one, other)]
+    return max(apart), max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *trees)))
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert end(start(one, tmp_path / "cache", 1, 2)) == [0], said(one)
+    shutil.rmtree(tmp_path / "cache" / "features")  # so that both encode
+    assert end(start(two, tmp_path / "cache", 2, 1)) == [0, 0], said(two) + said(two, 1)
+    in_results, in_weights = furthest(one, two)
+    assert in_results <= 1e-4
+    assert in_weights <= 1e-5
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    features = list((tmp_path / "cache" / "features").glob("*/meta.json"))
+    assert features and all(json.loads(path.read_text())["files"] == ["0.npy", "1.npy"] for path in features)
