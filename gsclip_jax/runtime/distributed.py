@@ -139,21 +139,19 @@ def attended() -> Iterator[None]:
 
 
 def program(work: Callable[[], int]) -> int:
-    """The exit status of `work`, once the other processes know of it. Where it is not 0 this process ends at once."""
+    """The exit status of `work`. One of several processes ends here, once the others know of it."""
     try:
         status = work()
         if _peers is not None and status == 0:
             wait("end")
-            _peers.leave(0)
-            jax.distributed.shutdown()
     except BaseException:
         if _peers is None:
             raise
         traceback.print_exc()
         status = 1
-    if _peers is not None and status:
+    if _peers is not None:
         _peers.leave(status, _why)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # the usual way out waits for the others
+        os._exit(status)  # the usual way out waits for the others, in JAX's service, which may be gone
     return status

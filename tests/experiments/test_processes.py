@@ -1,13 +1,10 @@
 """Several processes on this machine are one run: the numbers of one process, one end for all, whatever happens to one of them.
 
-The long ones (an hour on two cores): `python -m pytest -m slow tests/experiments/test_processes.py`.
+The long ones: `python -m pytest -m slow tests/experiments/test_processes.py`.
 """
 
 import json
-import os
-import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +16,8 @@ import numpy as np
 import pytest
 
 from gsclip_jax.convert.store import load_params
+from gsclip_jax.runtime.clusters import ClusterError, Place, place
+from gsclip_jax.runtime.peers import meet
 
 SMALL = [
     "--config.data.synthetic.train_good=2", "--config.data.synthetic.train_defective=2", "--config.data.synthetic.good=2",
@@ -90,3 +89,50 @@ def test_two_processes_are_one_run(tmp_path):
     assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
     features = list((tmp_path / "cache" / "features").glob("*/meta.json"))
     assert features and all(json.loads(path.read_text())["files"] == ["0.npy", "1.npy"] for path in features)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """The same weights from features that each process encoded its share of; `one_of_several` renders nothing."""
+    found = {}
+    for processes, devices in ((1, 2), (2, 1)):
+        folder, port = tmp_path / str(processes), free_port()
+        folder.mkdir()
+        given = [str(folder), str(port), str(processes)]
+        command = [sys.executable, "-m", "tests.experiments.one_of_several", *given]
+        running = [subprocess.Popen([*command, str(number), str(devices), "60", "3"]) for number in range(processes)]
+        assert end(running, 300) == [0] * processes
+        found[processes] = np.load(folder / "trained.npz")
+    for name in found[1].files:
+        np.testing.assert_allclose(found[1][name], found[2][name], atol=1e-5)
+    meta = next((tmp_path / "2" / "features").glob("*/meta.json"))
+    assert json.loads(meta.read_text())["files"] == ["0.npy", "1.npy"]
+
+
+def test_a_process_whose_place_is_told_by_halves_is_refused():
+    with pytest.raises(ClusterError, match="coordinator and config.mesh.process missing"):
+        place(processes=2)
+    with pytest.raises(ClusterError, match="process=2 of config.mesh.processes=2"):
+        place("host:9000", 2, 2)
+    with pytest.raises(ClusterError, match="HOST:PORT"):
+        place("host", 2, 1)
+    assert place("host:9000", 2, 1) == Place("host:9000", 2, 1)
+
+
+def test_clusters_are_found_by_their_own_variables():
+    assert place(env={}) is None
+    xpk = {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3", "JAX_COORDINATOR_ADDRESS": "first:1234"}
+    assert place(env=xpk) == Place("first:1234", 4, 3)
+    assert place(processes=1, env=xpk) is None
+    with pytest.raises(ClusterError, match="JAX_PROCESS_ID not set"):
+        place(env={name: value for name, value in xpk.items() if name != "JAX_PROCESS_ID"})
+    local = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "77", "SUBMITIT_LOCAL_GLOBALRANK": "1"}
+    assert place(env=local) == Place("127.0.0.1:61517", 2, 1)
+
+
+def test_a_process_that_finds_no_other_says_so_in_time():
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ConnectionError, match="process 1 of 2 cannot reach process 0"):
+        meet(address, 2, 1, {}, 0.5)
+    with pytest.raises(ConnectionError, match="process 1 of 2 did not come"):
+        meet(address, 2, 0, {}, 0.5)
