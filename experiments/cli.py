@@ -17,7 +17,8 @@ COMMANDS = {
     "prepare": ("data_pipelines.prepare", "Render a data set into records, checked."),
     "convert": ("gsclip_jax.convert.__main__", "Convert weights of others into the project's format."),
     "parity": ("gsclip_jax.parity.__main__", "Compare with arrays recorded from the authors' code."),
-    "inspect": ("experiments.predict", "Score your own scans."),
+    "inspect": ("gsclip_jax.inspection.command", "Inspect your own parts."),
+    "calibrate": ("gsclip_jax.inspection.calibrate", "Score good parts, for verdicts on others."),
     "doctor": ("experiments.doctor", "Devices, packages, weights and data: what is here, and what is missing."),
     "export": ("experiments.export", "Hand on a trained model in one small folder."),
 }

@@ -48,16 +48,10 @@ def panels(fields: dict, points: np.ndarray, low: float, high: float, view: int 
     truth = render.copy()
     truth[fields["view_mask"][view]] = TRUTH
     scores, painted = heat(points, fields, view, shown)
-    mixed = painted_over(fields["render"][view], np.where(painted, scores, np.nan), low, high)
+    colours = heat_colours((scores - low) / max(high - low, 1e-12)).astype(np.float32)
+    shade = render.astype(np.float32)
+    mixed = np.where(painted[..., None], 0.75 * colours + 0.25 * shade, shade).astype(np.uint8)
     return [render, depth, truth, mixed]
-
-
-def painted_over(render: np.ndarray, scores: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A view uint8 [H,W] with scores [H,W] in colour over it, uint8 [H,W,3]; low and high are the ends of the scale, NaN stays
-    grey."""
-    colours = heat_colours(np.nan_to_num((scores - low) / max(high - low, 1e-12))).astype(np.float32)
-    shade = np.repeat(render[..., None], 3, -1).astype(np.float32)
-    return np.where(np.isnan(scores)[..., None], shade, 0.75 * colours + 0.25 * shade).astype(np.uint8)
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str], scale: int = 2) -> Image.Image:

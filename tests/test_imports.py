@@ -29,7 +29,7 @@ ROOMS = {
 LIBRARIES = {  # where they may be imported
     "tensorflow": ("data_pipelines.input", "data_pipelines.records"),
     "tensorflow_datasets": ("data_pipelines.input", "data_pipelines.records"),
-    "open3d": ("data_pipelines.rendering.open3d_worker", "data_pipelines.datasets.folder"),
+    "open3d": ("data_pipelines.rendering.open3d_worker", "data_pipelines.datasets.folder", "data_pipelines.clouds.cleaning"),
     "apache_beam": ("data_pipelines.records.beam",),
     "torch": (),
 }

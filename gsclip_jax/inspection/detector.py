@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -46,6 +46,19 @@ class Model:
     digest: str
     recipe: Recipe
     score: Callable[[Batch], Scores]
+
+
+class Prepared(NamedTuple):
+    """A scan as the model reads it, and what becomes part of the result."""
+
+    name: str
+    source: str
+    xyz: np.ndarray
+    valid: np.ndarray
+    colours: np.ndarray | None
+    removed: np.ndarray
+    notes: tuple[str, ...]
+    made: dict[str, Any]  # of `make_object`
 
 
 def saved_model(folder: str | os.PathLike | None = None) -> Model:
@@ -101,7 +114,7 @@ class Detector:
     def __init__(self, model: Model, draws: str | None = None):
         self.model = model
         self.recipe = dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser)
-        self._alone = threading.Lock()
+        self._alone, self._own = threading.Lock(), threading.local()
         rasteriser(self.recipe.window, self.recipe.rasteriser)  # refuses now where it cannot draw
 
     @overload
@@ -133,13 +146,20 @@ class Detector:
         names = [f"scan {number}" for number in range(1, len(points) + 1)]
         return [self.inspect(np.asarray(one), name, colours=tint) for one, name, tint in zip(points, names, colours, strict=True)]
 
-    def inspect(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
-                notes: tuple[str, ...] = ()) -> Part:  # fmt: skip
-        """As `__call__`, of one scan with its name.
+    def inspect(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None) -> Part:
+        """As `__call__`, of one scan with its name and its file, for messages and the result."""
+        return self.finish(self.prepare(points, name, source, colours))
+
+    def prepare(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
+                removed: np.ndarray | None = None, notes: tuple[str, ...] = ()) -> Prepared:  # fmt: skip
+        """The first half of the work, without the model: several threads can do it at once, each with a drawing process.
 
         Args:
-          name, source: of the part, and of the file, for messages and the result.
+          removed: bool [N], rows that were taken away before.
           notes: what was understood of the file, handed on.
+
+        Raises:
+          DataError: as `__call__`.
         """
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
@@ -147,17 +167,36 @@ class Detector:
         if colours is not None and (np.shape(colours) != points.shape or np.asarray(colours).dtype != np.uint8):
             raise DataError(f"{source or name}: expected colours uint8 of shape {points.shape}, found {np.shape(colours)} "
                             f"{np.asarray(colours).dtype}")  # fmt: skip
-        xyz, valid, left_out = clean(points, source or name)
+        removed = np.zeros(len(points), bool) if removed is None else removed
+        xyz, valid, left_out = clean(np.where(removed[:, None], np.nan, points) if removed.any() else points, source or name)
+        left_out = "" if removed.any() else left_out
+        # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
+        try:
+            made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "", self._draw())
+        except RuntimeError as error:  # the drawing process went down: the next scan gets another
+            self._own.__dict__.clear()
+            raise DataError(f"{source or name}: could not be drawn ({error})") from error
+        notes = (*notes, made["note"]) if made["note"] else notes
+        return Prepared(name, source or name, np.array(points, np.float64), valid, colours, removed, notes, made)
+
+    def _draw(self):
+        """This thread's rasteriser: drawing processes take one job at a time."""
+        if threading.current_thread() is threading.main_thread():
+            return rasteriser(self.recipe.window, self.recipe.rasteriser)
+        if not hasattr(self._own, "draw"):
+            self._own.draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser)
+        return self._own.draw
+
+    def finish(self, prepared: Prepared) -> Part:
+        """The second half: scores, and what is made of them."""
+        made = prepared.made
         with self._alone:
-            # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
-            made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "")
             scores = self.model.score(to_batch([made]))
         scored = np.asarray(scores.points[0])
         return Part(
-            name=name, source=source or name, score=float(scores.object[0]), xyz=np.array(points, np.float64),
-            points=to_rows(scored, made, xyz, valid), colours=None if colours is None else np.asarray(colours),
-            removed=np.zeros(len(xyz), bool), render=made["render"], depth=made["depth"],
-            heat=heat_maps(scored, made, self.recipe), notes=notes + ((made["note"],) if made["note"] else ()),
+            name=prepared.name, source=prepared.source, score=float(scores.object[0]), xyz=prepared.xyz,
+            points=to_rows(scored, made, prepared.xyz, prepared.valid), colours=prepared.colours, removed=prepared.removed,
+            render=made["render"], depth=made["depth"], heat=heat_maps(scored, made, self.recipe), notes=prepared.notes,
         )  # fmt: skip
 
 

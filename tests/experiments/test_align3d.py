@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data_pipelines.clouds.loading import load_scan
 from experiments import predict, run
 from experiments.checks import check_before
 from experiments.export import main as export
@@ -73,7 +74,7 @@ def test_an_exported_model_scores_scans_without_colour(finished, tmp_path):
     xyz = np.random.default_rng(0).standard_normal((1200, 3))
     np.savetxt(tmp_path / "part.xyz", xyz / np.linalg.norm(xyz, axis=1, keepdims=True) * [3, 1, 1])
     assert predict.main([str(tmp_path / "part.xyz"), "--workdir", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 0
-    points = np.load(tmp_path / "out" / "part.npy")
+    points = load_scan(tmp_path / "out" / "parts" / "part.ply").attributes["score"]
     assert points.shape == (1200,) and np.ptp(points) > 0
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.clouds.loading import load_scan
 from experiments import evaluations, identity, predict, run
 from experiments.command_line import parse
 from experiments.configs import common, pretrain, protocol
@@ -175,7 +176,7 @@ def test_what_export_writes_takes_the_place_of_a_work_directory(trained, tmp_pat
     scores = []
     for workdir in (root / "w", out):
         assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(tmp_path / f"p{len(scores)}")]) == 0
-        scores.append(np.load(tmp_path / f"p{len(scores)}" / "0.npy"))
+        scores.append(load_scan(tmp_path / f"p{len(scores)}" / "parts" / "0.ply").attributes["score"])
     np.testing.assert_allclose(*scores, atol=0.02)  # half precision
     assert run.main(["--config", "eval.py", "--workdir", str(out), "--config.target.name=folder",
                      f"--config.target.root={root / 'own'}"]) == 0  # fmt: skip

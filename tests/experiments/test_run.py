@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.clouds.loading import load_scan
 from data_pipelines.rendering.views import rasteriser
 from data_pipelines.solids import synthetic
 from experiments import data, predict, run
@@ -167,8 +168,6 @@ def test_a_work_directory_of_another_configuration_is_refused(finished, capsys):
 
 
 def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, capsys, monkeypatch):
-    import open3d as o3d
-
     workdir, _ = finished
     rng = np.random.default_rng(0)
     xyz = rng.standard_normal((1400, 3))
@@ -181,22 +180,22 @@ def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, c
     out = tmp_path / "out"
     assert predict.main([str(scan), str(broken), "--workdir", str(workdir), "--out", str(out)]) == 1
     assert "broken.pcd" in capsys.readouterr().err
-    points = np.load(out / "my part.npy")
+    written = load_scan(out / "parts" / "my part.ply")
+    points = written.attributes["score"]
     assert points.shape == (1400,) and points.dtype == np.float32 and np.ptp(points) > 0
     np.testing.assert_array_equal(points[:3], points[1000:1003])
-    cloud = o3d.io.read_point_cloud(str(out / "my part.ply"))
-    np.testing.assert_allclose(np.asarray(cloud.points), xyz, atol=1e-4)
-    assert cloud.has_colors() and (out / "my part.png").stat().st_size > 1000
-    first = json.loads((out / "scores.json").read_text())["my part"]
+    np.testing.assert_array_equal(written.xyz, np.loadtxt(scan))
+    first = (out / "results.jsonl").read_text()
+    assert json.loads(first)["name"] == "my part" and (out / "index.html").is_file()
     assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(out)]) == 0
     for name in ("__EGL_VENDOR_LIBRARY_DIRS", "LIBGL_DRIVERS_PATH"):  # where the GL library looks for what draws
         monkeypatch.setenv(name, "/nowhere")
     rasteriser.cache_clear()
     assert predict.main([str(scan), "--workdir", str(workdir), "--out", str(tmp_path / "no")]) == 1
-    assert "Open3D cannot draw here" in capsys.readouterr().err and not list((tmp_path / "no").glob("*.ply"))
+    assert "Open3D cannot draw here" in capsys.readouterr().err and not (tmp_path / "no").exists()
     drawn = [str(scan), "--workdir", str(workdir), "--out", str(tmp_path / "numpy"), "--rasteriser", "numpy"]
     assert predict.main(drawn) == 0
-    assert json.loads((out / "scores.json").read_text())["my part"] == first
+    assert (out / "results.jsonl").read_text() == first
 
 
 def test_a_model_of_an_earlier_version_says_so(finished, tmp_path, capsys):

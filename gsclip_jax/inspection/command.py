@@ -1,0 +1,276 @@
+"""Scores scans of any part, says where they look defective and, with good parts at hand, which are.
+
+gsclip inspect PATHS... --out DIR [--good DIR] [--model DIR]
+
+PATHS are scans, folders, patterns or - (names on standard input). DIR gets results.csv and results.jsonl, which grow as parts
+finish, parts/NAME.ply (every row of the scan with all it had, and its score), parts/NAME.json, and index.html, the page of all.
+
+Without --good or --calibration scores are a ranking; with them every part is sound, defective, or one of which nothing can be
+said. Stopped in any way, the same command goes on. No scan is ever written over, nor what this command did not write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines import storage
+from data_pipelines.clouds.loading import LOADERS, UNITS
+from data_pipelines.command import Parser, command, guarded, interruptible, stopping
+from data_pipelines.files import checksum
+from data_pipelines.progress import Progress
+from data_pipelines.rendering.projection import RASTERISERS
+from data_pipelines.scan import DataError
+from gsclip_jax.inspection.inputs import STDIN, scans_of
+from gsclip_jax.inspection.store import Store, check_writable
+from gsclip_jax.runtime.names import of_model, one_line
+
+CALIBRATION = "calibration.json"
+LISTED = 20  # failures that the summary repeats
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 when a scan could not be inspected (the others are), or 130 when stopped."""
+    parser = Parser(prog="gsclip inspect", description=__doc__.split("\n\n", 2)[2],
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
+    parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good")
+    parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
+    add_reading(parser)
+    return _ended(lambda: inspect(parser.parse_args(arguments)))
+
+
+def calibrate_main(arguments: list[str] | None = None) -> int:
+    """`gsclip calibrate`; returns the exit status."""
+    parser = Parser(prog="gsclip calibrate", description="Scores good parts, once; gsclip inspect --calibration FILE then gives "
+                    "verdicts by them. Refuses nothing but another model and other options of reading.")  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a small JSON file")
+    parser.add_argument("--rate", type=float, default=0.1, help="false alarms: share of good parts called defective (0.1)")
+    add_reading(parser)
+    return _ended(lambda: calibrate_only(parser.parse_args(arguments)))
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options of both commands: scans, model, how they are read and cleaned."""
+    known = " ".join(LOADERS)
+    parser.add_argument("scans", nargs="+", metavar="PATHS", help=f"scans ({known}, text also .gz), folders, patterns, -")
+    parser.add_argument("-r", "--recursive", action="store_true", help="folders with all folders below them")
+    parser.add_argument("--model", "--workdir", metavar="DIR", dest="model",
+                        help="a work directory of experiments.run, or an exported model (default: the embedded one)")  # fmt: skip
+    parser.add_argument("--columns", metavar="X,Y,Z", help="which columns of a table are coordinates, by name or number from 1")
+    parser.add_argument("--unit", choices=UNITS, default="", help="of the coordinates; scores do not depend on it")
+    parser.add_argument("--remove-plane", action="store_true", help="take away the table under the part")
+    parser.add_argument("--clean", action="store_true", help="take away stray points")
+    parser.add_argument("--split", action="store_true", help="several parts in one scan, each on its own")
+    parser.add_argument("--rasteriser", choices=RASTERISERS, help="what draws the views (default: what drew the model's)")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read and draw (default: one a core, less one)")
+
+
+def _ended(work) -> int:
+    def stopped() -> int:
+        try:
+            return work()
+        except KeyboardInterrupt as error:
+            print(f"\n{error or 'stopped; the same command goes on'}", file=sys.stderr)
+            return 130
+
+    return guarded(stopped)
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """What `main` does with its options.
+
+    Raises:
+      ValueError: what is refused before any scan is read: no scans, a folder that cannot be written or is another's, no such
+        model, a calibration that does not fit.
+      KeyboardInterrupt: stopped, saying where.
+    """
+    if args.good and args.calibration:
+        raise DataError("--good and --calibration: give one of them")
+    if storage.is_url(args.out):
+        raise DataError(f"--out {args.out}: results are written into a folder of this machine; name one")
+    scans = _scans(args, below=args.out)
+    good = scans_of(args.good, args.recursive, (), args.out) if args.good else []
+    check_writable(args.out)
+    detector, reading, workers = _opened(args)
+    from gsclip_jax.inspection.calibration import RATE, load_calibration
+
+    rate = RATE if args.rate is None else args.rate
+    settings = {"model": detector.model.digest, "rasteriser": detector.recipe.rasteriser, **reading.settings()}
+    given = [*scans, *good, *filter(None, [args.calibration])]
+    if args.calibration:
+        calibration = load_calibration(args.calibration, detector.model.digest, reading.settings(), args.rate)
+        settings |= {"calibration": checksum(args.calibration), "rate": calibration.rate}
+    elif good:
+        settings |= {"good": _digest(good), "rate": rate}
+    store = Store(args.out, settings, given)
+    try:
+        warnings = []
+        if good:
+            calibration, failed = _by_good(detector, reading, good, rate, workers, args.out / CALIBRATION)
+            warnings += [f"a good part could not be used: {line}" for line in failed]
+        elif not args.calibration:
+            calibration = None
+        if calibration:
+            _say(calibration.told())
+            warnings += [] if calibration.threshold is not None else [calibration.told()]
+        return _all(detector, reading, scans, store, calibration, workers, warnings)
+    finally:
+        store.close()
+
+
+def calibrate_only(args: argparse.Namespace) -> int:
+    """What `calibrate_main` does with its options. Errors: as `inspect`."""
+    scans = _scans(args, below=None)
+    if os.path.lexists(args.out):
+        raise DataError(f"--out {args.out} exists and stays as it is; name another file")
+    detector, reading, workers = _opened(args)
+    calibration, failures = _by_good(detector, reading, scans, args.rate, workers, args.out)
+    _say(calibration.told())
+    return 1 if failures else 0
+
+
+def _scans(args: argparse.Namespace, below: Path | None) -> list[Path]:
+    if args.rate is not None and not 0 < args.rate < 1:
+        raise DataError(f"--rate {args.rate}: a share between 0 and 1")
+    return scans_of(args.scans, args.recursive, sys.stdin if STDIN in args.scans else (), below)
+
+
+def _opened(args: argparse.Namespace):
+    """The detector, how scans are read, and by how many threads."""
+    _say(f"loading {f'the model of {args.model}' if args.model else 'the embedded model'}")
+    from gsclip_jax.inspection.batch import Reading, cores
+    from gsclip_jax.inspection.detector import Detector, saved_model
+    from gsclip_jax.runtime.compiled import keep_compiled
+
+    columns = tuple(word.strip() for word in args.columns.split(",")) if args.columns else None
+    reading = Reading(columns, args.unit, args.remove_plane, args.clean, args.split)
+    _say(keep_compiled())
+    model = storage.opened(args.model, write=False) if args.model else None
+    if model:
+        storage.pull(model, of_model)
+    return Detector(saved_model(model), args.rasteriser), reading, args.workers or max(1, cores() - 1)
+
+
+def _by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path):
+    """The calibration by good parts, and the lines of those that could not be used; kept in `path`, and taken from there."""
+    from gsclip_jax.inspection.batch import calibrate
+    from gsclip_jax.inspection.calibration import load_calibration
+
+    if path.exists():
+        return load_calibration(path, detector.model.digest, reading.settings(), rate), []
+    progress = Progress("good parts", len(good))
+    calibration, failures = calibrate(detector, good, reading, rate, workers, progress.update)
+    for line in failures:
+        _complain(line)
+    calibration.save(path)
+    return calibration, failures
+
+
+def _all(detector, reading, scans: Sequence[Path], store: Store, calibration, workers: int, warnings: list[str]) -> int:
+    """Inspects what is not there yet, then writes the page and the summary."""
+    from gsclip_jax.inspection.batch import prepared_ahead, ready_parts
+    from gsclip_jax.inspection.page import write_pages
+
+    left, failures = [scan for scan in scans if not store.done(scan)], []
+    if len(left) < len(scans):
+        _say(f"{len(scans) - len(left)} of {len(scans)} scans are inspected already")
+    progress, done = Progress("inspecting: {} of {} scans", len(scans), done=len(scans) - len(left)), len(scans) - len(left)
+    try:
+        with interruptible():
+            for scan, found in prepared_ahead(lambda path: ready_parts(detector, path, reading), left, workers):
+                if stopping():
+                    raise KeyboardInterrupt
+                try:
+                    if isinstance(found, DataError):
+                        raise found
+                    _keep(detector, store, scan, found, calibration)
+                except DataError as error:
+                    failures.append(str(error))
+                    _complain(str(error))
+                done += 1
+                progress.update(done)
+    except KeyboardInterrupt:
+        there = sum(map(store.done, scans))
+        told = f"stopped: {there} of {len(scans)} scans are inspected, in {one_line(str(store.folder))}; the same command goes on"
+        raise KeyboardInterrupt(told) from None
+    store.failed(failures)
+    rows = list(store.rows.values())
+    drift = calibration.drift([row["score"] for row in rows]) if calibration else ""
+    warnings = [*warnings, *filter(None, [drift])]
+    about = {"model": detector.model.name, "date": datetime.date.today().isoformat(), "model digest": detector.model.digest[:12]}
+    pages = write_pages(store.folder, f"{len(rows)} parts", calibration and calibration.for_page(warnings), about, failures)
+    _summary(store, rows, failures, warnings, pages[0])
+    return 1 if failures else 0
+
+
+def _keep(detector, store: Store, scan: Path, parts, calibration) -> None:
+    """Scores the parts of a scan and writes what belongs to them; last of all the lines that say they are there."""
+    import dataclasses
+
+    from gsclip_jax.inspection.page import part_record
+    from gsclip_jax.inspection.part_files import json_text, row_of, scored_ply
+
+    names, rows = store.names_for(scan, len(parts)), []
+    store.begin(scan, names)
+    for name, (prepared, attributes) in zip(names, parts, strict=True):
+        part = detector.finish(prepared._replace(name=name))
+        if calibration:
+            part = dataclasses.replace(part, verdict=calibration.judge(part))
+        row = row_of(part)
+        store.write(name, ".ply", scored_ply(part, attributes))
+        store.write(name, ".json", json_text(row) + "\n")
+        part_record(part, store.folder)
+        rows.append(row)
+        verdict = f", {part.verdict.kind} (p {part.verdict.p_value:.3g})" if part.verdict else ""
+        _say(f"{part.source}: score {part.score:.4f}{verdict}; {part.notes[0] if part.notes else ''}")
+    store.commit(scan, rows)
+
+
+def _summary(store: Store, rows: list[dict], failures: list[str], warnings: list[str], page: Path) -> None:
+    kinds = [row["verdict"]["kind"] for row in rows if row["verdict"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("sound", "defective", "cannot tell"))
+    for line in warnings:
+        _say(f"warning: {line}")
+    told = counts if kinds else "ranked by score, without good parts no verdict"
+    _say(f"{len(rows)} parts in {store.folder}: {told}; see {page}")
+    if failures:
+        _complain(f"{len(failures)} could not be inspected (all in {store.folder / 'failures.txt'}):", prefix="")
+        for line in failures[:LISTED]:
+            _complain(line, prefix="  ")
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of which files they are and when they were changed."""
+    found = [(os.path.abspath(path), os.stat(path)) for path in paths if path.exists()]
+    known = sorted((place, about.st_size, about.st_mtime_ns) for place, about in found)
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def _say(line: str) -> None:
+    print(one_line(line), flush=True)
+
+
+def _complain(line: str, prefix: str = "error: ") -> None:
+    print(prefix + one_line(line), file=sys.stderr, flush=True)
+
+
+def finish(work) -> None:
+    """Runs a command as a program and ends it. Stopped while compiling, JAX ends in a segmentation fault when Python takes it
+    down, and threads that draw are not waited for."""
+    status = command(work)
+    if status == 130:
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    finish(main)
