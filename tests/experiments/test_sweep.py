@@ -153,7 +153,7 @@ def test_submitit_runs_the_rows_that_are_missing(tmp_path):
 def test_the_command_runs_its_rows_in_processes_of_their_own(tmp_path):
     """The real children on a method without learning: from scans to the table, and a second time from what is there."""
     name = write_sweep(tmp_path, '''{
-        "flat": {"method": "surface_variation"}, "twin": {"method": "surface_variation", "model.top_k": 3},
+        "flat": {"method": "surface_variation"}, "twin": {"method": "broken_symmetry"},
         "bad": {"data.categories": ("vse",)}}''')
     small = ["data.synthetic.train_good=1", "data.synthetic.train_defective=1", "data.synthetic.good=2", "data.points=1024",
              "data.synthetic.defective=2", "data.synthetic.scan_points=1500", "data.cloud_points=64", "data.views=3",
