@@ -51,16 +51,27 @@ def main(arguments: list[str] | None = None) -> int:
     def whole() -> None:
         if {"-h", "--help"} & set(given):
             return print(usage(given))
-        config, workdir = parse(given)
-        if arguments is None:  # a program of its own: JAX has not started yet
-            start(config)
-        for folder, key in ((workdir, "--workdir"), (storage.opened(config.cache), "config.cache")):
-            if storage.store_of(folder) and distributed.count() > 1:
-                raise ConfigError(f"{key}: a run of several processes needs a path that all of them see, not a URL")
-        with distributed.attended(), leases.working_in(workdir) if is_first() else nullcontext():
-            run(config, workdir)
+        whole_run(*parse(given), own_process=arguments is None)
 
     return distributed.program(lambda: guarded(whole))
+
+
+def whole_run(config: ConfigDict, workdir: Path, own_process: bool) -> None:
+    """`run`, as one process of those that the configuration or the cluster names, holding the work directory.
+
+    Args:
+      own_process: this program does nothing else, and JAX has not started yet. Otherwise it is a run of one process.
+
+    Raises:
+      ClusterError, ConnectionError: as `start`. ConfigError: as `run`, or several processes with a URL.
+    """
+    if own_process:
+        start(config)
+    for folder, key in ((workdir, "--workdir"), (storage.opened(config.cache), "config.cache")):
+        if storage.store_of(folder) and distributed.count() > 1:
+            raise ConfigError(f"{key}: a run of several processes needs a path that all of them see, not a URL")
+    with distributed.attended(), leases.working_in(workdir) if is_first() else nullcontext():
+        run(config, workdir)
 
 
 def start(config: ConfigDict) -> None:

@@ -5,7 +5,8 @@ python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] 
 
 Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted
 continues. A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another
-machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit. `--pod`,
+machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit; with
+`nodes` or `tasks_per_node` the tasks of a row are one run. `--pod`,
 started on any number of machines that share DIR, shares the rows among them.
 
 A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change
@@ -28,7 +29,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import leases, storage
+from data_pipelines import storage
 from data_pipelines.command import command, guarded
 from data_pipelines.progress import span
 from data_pipelines.scan import did_you_mean
@@ -37,8 +38,9 @@ from experiments.checks import Seen, check_all
 from experiments.command_line import find_config, load_config, set_keys
 from experiments.configs.common import set_method
 from experiments.grid import LOG, Row, bring, last_words, line, note_order
-from experiments.run import run
+from experiments.run import whole_run
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime import distributed
 
 SEEDS = (0, 1, 2)
 
@@ -106,13 +108,9 @@ def apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
             place[last] = value
 
 
-def run_row(row: Row) -> int:
-    """Runs one row in this process. Returns its exit status."""
-    def work() -> None:
-        with leases.working_in(row.workdir):
-            run(row.config, row.workdir)
-
-    return guarded(work)
+def run_row(row: Row, own_process: bool = False) -> int:
+    """Runs one row in this process. Returns its exit status. `own_process`: as in `run.whole_run`; tasks of a job are one run."""
+    return guarded(lambda: whole_run(row.config, row.workdir, own_process))
 
 
 def refusals(rows: list[Row], devices: bool) -> dict[int, str]:
@@ -215,7 +213,7 @@ _COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 when every row asked for is complete."""
     given = sys.argv[1:] if arguments is None else arguments
-    return guarded(lambda: _main(given, own_process=arguments is None))
+    return distributed.program(lambda: guarded(lambda: _main(given, own_process=arguments is None)))
 
 
 def _main(arguments: list[str], own_process: bool) -> int:
@@ -274,7 +272,7 @@ def _main(arguments: list[str], own_process: bool) -> int:
     if options.row is not None and options.leased is not None:
         return pod.run_leased(rows[options.row], options.leased, run_row)
     if options.row is not None:
-        return run_row(rows[options.row])
+        return run_row(rows[options.row], own_process)
     folder = rows[0].workdir.parent
     own = _without(arguments, ("--jobs", "--slurm", "--chips-per-row", "--worker"), ("--pod",))
     command = [sys.executable, "-m", "experiments.sweep", *own]

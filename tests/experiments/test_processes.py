@@ -4,6 +4,7 @@ The long ones: `python -m pytest -m slow tests/experiments/test_processes.py`.
 """
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -75,6 +76,25 @@ def furthest(one: Path, other: Path) -> tuple[float, float]:
     apart = [abs(a - theirs[row][name]) for row, values in ours.items() for name, a in values.items() if a is not None]
     trees = [load_params(folder / "model")[0] for folder in (one, other)]
     return max(apart), max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *trees)))
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_submitted_row_are_one_run(tmp_path):
+    """submitit's stand-in for SLURM, two tasks a row: the numbers of one process with as many devices."""
+    submitit = pytest.importorskip("submitit")
+    file = tmp_path / "grid.py"
+    file.write_text("from experiments.configs import stage2\n\n"
+                    "def get_config(preset=None):\n    return stage2.get_config()\n\n"
+                    "def rows(config):\n    return {'row': {}}\n")  # fmt: skip
+    command = [sys.executable, "-m", "experiments.sweep", "--config", str(file), "--workdir", str(tmp_path / "w"), "--seeds", "0",
+               *SMALL, f"--config.cache={tmp_path / 'cache'}", "--slurm=cluster=local,tasks_per_node=2,timeout_min=9"]
+    sent = subprocess.run(command, capture_output=True, text=True)
+    assert sent.returncode == 0, sent.stderr
+    number = re.search(r"submitted 1 jobs: (\S+)", sent.stdout)[1]
+    assert submitit.local.local.LocalJob(tmp_path / "w" / "slurm", number, tasks=(0, 1)).results() == [0, 0]
+    assert end(start(tmp_path / "one", tmp_path / "cache", 1, 2)) == [0], said(tmp_path / "one")
+    apart, weights = furthest(tmp_path / "w" / "row-s0", tmp_path / "one")
+    assert apart <= 1e-4 and weights <= 1e-5
 
 
 @pytest.mark.slow
