@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(^|/)lora/proj/a$", P(None, "model", None)),
     (r"(^|/)clip(_depth)?/.*(ln_\w+/(scale|bias)|(out|proj)_bias|(pos|class)_embedding|patch_embed|(visual|text)/proj)$", P()),
     (r"(^|/)clip(_depth)?/logit_scale$", P()),
+    (r"/inner_state/\d+/ns_coeffs$", P()),  # of the optimiser Muon
     (r"^(?!(.*/)?clip(_depth)?/)", P()),  # all other groups: small, and whole on every device
 )
 
@@ -64,7 +65,8 @@ def specs(params: Any, mesh: Mesh) -> Any:
 
     def spec(path, leaf):
         name = path_name(path)
-        rule = next((rule for pattern, rule in RULES if re.search(pattern, name)), None)
+        # A number, such as the optimiser's count of steps, cannot be split.
+        rule = next((rule for pattern, rule in RULES if re.search(pattern, name)), None) if leaf.shape else ()
         if rule is None:
             raise ValueError(f"no rule of runtime/sharding.py says how the parameter {name} is split; add one to RULES")
         axes = [axis if axis and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(rule)]

@@ -48,7 +48,8 @@ def test_both_stages_train_and_the_late_terms_join(finished):
     results = json.loads((root / "w" / "results.json").read_text())
     assert results["method"] == "align3d" and np.isfinite(results["mean"]["p_auroc"])
     # Stage 2 reads what stage 1 stored of the grey views: nothing is stored twice.
-    stored = sorted(path.stem for path in (root / "cache" / "features").glob("*/*.npy"))
+    found = (json.loads(path.read_text()) for path in (root / "cache" / "features").glob("*/meta.json"))
+    stored = sorted(name for meta in found for name in meta["dtypes"])
     assert stored == ["render_first", "render_tokens", "rgb_render_first", "rgb_render_tokens"]
 
 

@@ -23,7 +23,8 @@ def test_the_papers_encoding_by_hand():
     block = 12 * 2 * tokens * width**2 + 4 * tokens**2 * width
     second = 2 * tokens * width**2 + 4 * tokens**2 * width
     project = 2 * (tokens + 1) * width * 768
-    each = 576 * 2 * 3 * 14 * 14 * width + depth * block + c.vv_blocks * second + project
+    unread = 20 * (tokens - 1) * width**2 + 4 * (tokens - 1) * tokens * width  # of the last block token 0 alone
+    each = 576 * 2 * 3 * 14 * 14 * width + depth * block - unread + c.vv_blocks * second + project
     program = Programs(paper("real3d")).program("features1")
     assert (program.rows, program.counted) == (4, 4)
     assert program.flops().products == 4 * views * each
