@@ -75,7 +75,7 @@ def found(env: Mapping[str, str] = os.environ) -> Place | None:
     if int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:  # submitit's stand-in for SLURM, on this machine
         first, many = PORTS
         port = first + int(env["SUBMITIT_LOCAL_JOB_ID"].partition("_")[0]) % many
-        return Place(f"127.0.0.1:{port}", int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_GLOBALRANK"]))
+        return Place(f"127.0.0.1:{port}", int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_GLOBALID"]))
     if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         local = env.get("OMPI_COMM_WORLD_LOCAL_RANK") if int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1)) > 1 else None
         return _of_jax("OmpiCluster", local)

@@ -146,7 +146,7 @@ def test_clusters_are_found_by_their_own_variables():
     assert place(processes=1, env=xpk) is None
     with pytest.raises(ClusterError, match="JAX_PROCESS_ID not set"):
         place(env={name: value for name, value in xpk.items() if name != "JAX_PROCESS_ID"})
-    local = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "77", "SUBMITIT_LOCAL_GLOBALRANK": "1"}
+    local = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "77", "SUBMITIT_LOCAL_GLOBALID": "1"}
     assert place(env=local) == Place("127.0.0.1:61517", 2, 1)
 
 
