@@ -44,6 +44,12 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(Path(path), json.dumps(value, indent=1) + "\n")
 
 
+def user_cache(name: str) -> Path:
+    """This project's folder `name` in the user's cache folder. Raises RuntimeError: the user has no home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / name
+
+
 def checksum(path: str | Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with Path(path).open("rb") as file:

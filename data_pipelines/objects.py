@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from data_pipelines import storage
+from data_pipelines.files import write_atomic
 
 
 class Objects:
@@ -39,7 +40,9 @@ class Objects:
         """Writes a file that is not there yet. Returns whether it was this call that did: of several at once, one."""
         if self.store:
             return self._create_on_store(name, content)
-        part = self._part(content)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{uuid.uuid4().hex[:12]}.part"
+        part.write_bytes(content)
         try:
             os.link(part, self.folder / name)  # whole, and only where there is none: also on network file systems
             return True
@@ -52,7 +55,7 @@ class Objects:
         if self.store:
             self.store.fs.pipe_file(self._key(name), content)
         else:
-            self._part(content).replace(self.folder / name)
+            write_atomic(self.folder / name, content)
 
     def remove(self, name: str) -> None:
         try:
@@ -62,12 +65,6 @@ class Objects:
 
     def _key(self, name: str) -> str:
         return f"{self.store.key(self.folder)}/{name}"
-
-    def _part(self, content: bytes) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{uuid.uuid4().hex[:12]}.part"
-        part.write_bytes(content)
-        return part
 
     def _create_on_store(self, name: str, content: bytes) -> bool:
         """By a conditional put where the store knows them, else by looking, after a while, whose content stayed."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from data_pipelines.files import locked, user_cache, write_atomic
 
 MARK = "commit_success.txt"
 # Files that say that the files beside them are there: they come last, and where they change they go first.
@@ -107,9 +107,8 @@ def mirrors() -> Path:
     """Where the local copies lie."""
     if given := os.environ.get("GSCLIP_MIRROR"):
         return Path(given).absolute()
-    home = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / "mirror"
+        return user_cache("mirror")
     except RuntimeError:  # nobody's home
         return Path(tempfile.gettempdir()) / "gsclip_jax" / "mirror"
 
@@ -288,10 +287,7 @@ def _synced(path: Path) -> dict[str, list]:
 
 
 def _note(path: Path, rows: dict[str, list]) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    part = path / f".{uuid.uuid4().hex[:12]}.part"
-    part.write_text(json.dumps(rows))
-    part.replace(path / SYNCED)
+    write_atomic(path / SYNCED, json.dumps(rows))
 
 
 def _tag(about: dict) -> list:
@@ -309,9 +305,7 @@ def _mark_checkpoints(path: Path) -> None:
 
 def _mark(path: Path) -> None:
     sizes = {name: stamp[0] for name, stamp in _files(path).items() if name != MARK}
-    part = path / f".{uuid.uuid4().hex[:12]}.part"
-    part.write_text(json.dumps({"id": uuid.uuid4().hex, "files": sizes}))
-    part.replace(path / MARK)
+    write_atomic(path / MARK, json.dumps({"id": uuid.uuid4().hex, "files": sizes}))
 
 
 def _committed(store: Store, path: Path, wanted: dict[str, dict], listing: dict[str, dict]) -> dict[str, dict]:
@@ -370,7 +364,7 @@ def fetch(path: Path) -> bool:
         return False
     if not (path / MARK).exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.fetch")):
+        with locked(path.with_name(f".{path.name}.fetch")):
             if not (path / MARK).exists():
                 if not _whole(store, store.key(path), store.listing(path)):
                     return False

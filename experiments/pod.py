@@ -198,8 +198,8 @@ class Worker:
         start = time.monotonic()
         row.workdir.mkdir(parents=True, exist_ok=True)
         with (row.workdir / LOG).open("ab") as log:
-            alone = ["--config.mesh.processes=1"] if "processes" in row.config.mesh else []  # no part of a cluster's one run
-            command = [*self._command, *place.keys, *alone, "--row", str(row.number), "--leased", sign]
+            alone = "--config.mesh.processes=1"  # no part of a cluster's one run
+            command = [*self._command, *place.keys, alone, "--row", str(row.number), "--leased", sign]
             child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **place.environment})
             self._children.append(child)
             status = child.wait()

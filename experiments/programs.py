@@ -1,7 +1,6 @@
 """The programs that a configuration runs, by their shapes alone: no weights, no data, nothing allocated.
 
-What compiles them, counts their operations or their memory starts here (`experiments/estimate.py`, `benchmarks/memory.py`,
-`benchmarks/tpu_aot.py`).
+What compiles them, counts their operations or their memory starts here (`benchmarks/flops.py`, `memory.py`, `tpu_aot.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.batch import FIELDS, OPTIONAL
@@ -26,7 +24,7 @@ from gsclip_jax.method import Method, Stage
 from gsclip_jax.methods import entry_of, trains_on
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.runtime.flops import Flops, flops
-from gsclip_jax.runtime.sharding import specs
+from gsclip_jax.runtime.sharding import replicated, specs, split_rows
 from gsclip_jax.training.train import State, make_optimiser, make_step, partition
 
 PROGRAMS = ("features1", "stage1", "features2", "stage2", "predict")
@@ -157,10 +155,10 @@ class Programs:
         return _placed(tree, specs(tree, self.mesh)) if self.mesh else tree
 
     def _whole(self, tree: Any) -> Any:
-        return _placed(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, P()), tree)) if self.mesh else tree
+        return _placed(tree, jax.tree.map(lambda _: replicated(self.mesh), tree)) if self.mesh else tree
 
     def _rows(self, tree: Any) -> Any:
-        return _placed(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, P("data")), tree)) if self.mesh else tree
+        return _placed(tree, jax.tree.map(lambda _: split_rows(self.mesh), tree)) if self.mesh else tree
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

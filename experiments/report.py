@@ -20,7 +20,7 @@ from experiments.measured import RESAMPLES, Measured, losses, measure, read
 from experiments.summary import columns
 from gsclip_jax.evaluation import score as evaluate
 from gsclip_jax.inspection import compact, markup
-from gsclip_jax.inspection.heat import front, heat
+from gsclip_jax.inspection.heat import front, heat_maps
 from gsclip_jax.runtime.names import one_line
 
 TITLES = ("rendered view", "depth view", "ground truth", "point scores")
@@ -77,7 +77,7 @@ def write_report(
     with atomic(page) as path, path.open("w", encoding="utf-8") as file:
         file.writelines(_page(home, results, compared, found, {
             "losses": losses(training / "metrics.jsonl"), "settings": _flat(config.to_dict()), "limits": limits,
-            "rows": [_about(row, home / "eval", found) for row in shown],
+            "rows": [_about(row, read(row, home / "eval"), found) for row in shown],
             "records": _records(records, home / "eval", shown, own, found),
         }))  # fmt: skip
 
@@ -116,9 +116,8 @@ def _shown(rows: list[dict]) -> tuple[list[dict], list[str]]:
     return kept, [f"{len(kept):,} of {len(rows):,} objects are shown: the page is kept under {BYTES >> 20} MB."]
 
 
-def _about(row: dict, folder: Path, found: Measured) -> dict:
-    """What the table and the head of an opened object say of it."""
-    scores = read(row, folder)
+def _about(row: dict, scores: dict, found: Measured) -> dict:
+    """What the table and the head of an opened object say of it; `scores` of its file."""
     score, points = float(scores["object"]), scores["points"][scores["valid"]]
     others = found.scores[row["category"]]
     ranked = others["sound"] + others["defective"]
@@ -135,7 +134,8 @@ def _records(records: RecordSet, folder: Path, shown: list[dict], own: bool, fou
     """One object after the other, as the page keeps it: its id, and what is said and shown of it."""
     share = BYTES / max(len(shown), 1)
     for row, fields in _each(records, shown):
-        about, scores = _about(row, folder, found), read(row, folder)
+        scores = read(row, folder)
+        about = _about(row, scores, found)
         valid = fields["valid"]
         limit = int(np.clip(share * 0.55 / POINT, LEAST_POINTS, compact.LIMIT))
         cloud = compact.cloud(fields["xyz"][valid], scores["points"][valid], mask=fields["point_mask"][valid], limit=limit)
@@ -147,11 +147,7 @@ def _records(records: RecordSet, folder: Path, shown: list[dict], own: bool, fou
 def _views(row: dict, fields: dict, points: np.ndarray, records: RecordSet, own: bool, room: float) -> dict | None:
     """As many views as there is room for, those that show most of the highest scores first."""
     own = own and room > 40_000  # drawing each point again takes 0.1 s an object: not for thousands of them
-    maps = np.full(fields["render"].shape, np.nan, np.float32)
-    for view in range(len(maps)):
-        shown = front(fields, records.recipe, view, row["category"]) if own else None
-        scores, painted = heat(points, fields, view, shown)
-        maps[view][painted] = scores[painted]
+    maps = heat_maps(points, fields, records.recipe if own else None, row["category"])
     made = compact.views(fields["render"], fields["depth"], maps)
     size = sum(len(made[name]) for name in ("render", "depth", "heat"))
     if size <= room:

@@ -74,9 +74,14 @@ def whole_run(config: ConfigDict, workdir: Path, own_process: bool) -> None:
         run(config, workdir)
 
 
+def set_devices(config: ConfigDict) -> None:
+    """The virtual devices of a CPU, before JAX starts."""
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+
+
 def start(config: ConfigDict) -> None:
     """Devices and processes, before anything touches JAX. Raises ClusterError, ConnectionError: as `distributed.start`."""
-    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    set_devices(config)
     here = clusters.place(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
     distributed.start(here, of_all_processes(config))
 

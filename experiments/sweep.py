@@ -6,8 +6,8 @@ python -m experiments.sweep --config sweeps/modules.py[:preset] [--workdir DIR] 
 Runs the rows of a grid, each with every seed, in DIR/ROW-sSEED. What is complete is not run again, what was interrupted
 continues. A failed row is reported at the end and runs again with the same command. `--row I` runs a single one (another
 machine, a SLURM array task); `--slurm partition=gpu,timeout_min=240` submits all of them as an array through submitit; with
-`nodes` or `tasks_per_node` the tasks of a row are one run. `--pod`,
-started on any number of machines that share DIR, shares the rows among them.
+`nodes` or `tasks_per_node` the tasks of a row are one run. `--pod`, started on any number of machines that share DIR, shares the
+rows among them.
 
 A sweep file has `get_config(preset)`, the configuration common to all rows, and `rows(config)`: name -> {key: value} to change
 in it (`config` has the seed already, for rows that do not depend on it).
@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from experiments.checks import Seen, check_all
 from experiments.command_line import find_config, load_config, set_keys
 from experiments.configs.common import set_method
 from experiments.grid import LOG, Row, bring, last_words, line, note_order
-from experiments.run import whole_run
+from experiments.run import set_devices, whole_run
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime import distributed
 
@@ -261,16 +262,14 @@ def _main(arguments: list[str], own_process: bool) -> int:
         for row in rows:
             print(f"{row.number:3}  {line(row) if row.results() else row.label + ': missing'}")
         return 0
-    if own_process and (options.row is not None or options.check):  # JAX has not started yet
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", rows[options.row or 0].config.mesh.cpu_devices)
     if options.check:
+        if own_process:  # JAX has not started yet
+            set_devices(rows[0].config)
         print(json.dumps(refusals(rows, options.check == "here")))
         return 0
     note_order(rows)
     if options.row is not None and options.leased is not None:
-        return pod.run_leased(rows[options.row], options.leased, run_row)
+        return pod.run_leased(rows[options.row], options.leased, partial(run_row, own_process=own_process))
     if options.row is not None:
         return run_row(rows[options.row], own_process)
     folder = rows[0].workdir.parent

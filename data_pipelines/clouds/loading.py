@@ -186,8 +186,8 @@ def _organised(path: Path) -> Loaded:
 
 
 def _mesh(path: Path) -> Loaded:
-    xyz, colours, about = meshes.load_mesh(path, ending(path))
-    return Loaded(xyz, {}, colours, about, AXES, "m" if ending(path) == ".glb" else "")
+    xyz, about = meshes.load_mesh(path, ending(path))
+    return Loaded(xyz, {}, None, about, AXES, "m" if ending(path) == ".glb" else "")
 
 
 def _survey(read: Callable, what: str, unit: str) -> Callable[[Path], Loaded]:

@@ -14,8 +14,8 @@ MESHES = (".stl", ".obj", ".off", ".glb")
 POINTS = 60_000  # of a surface; more than the embedded model scores
 
 
-def load_mesh(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """(points [POINTS,3] float64 evenly over the surface, None, what was read) of a mesh, always the same ones; the corners of a
+def load_mesh(path: Path, kind: str) -> tuple[np.ndarray, str]:
+    """(points [POINTS,3] float64 evenly over the surface, what was read) of a mesh, always the same ones; the corners of a
     file without faces.
 
     Args:
@@ -40,14 +40,14 @@ def load_mesh(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray | None, str
     faces = np.asarray(getattr(found, "faces", ()))
     name = kind[1:].upper()
     if len(corners) and not len(faces):
-        return corners, None, f"corners of a mesh file ({name}) without faces"
+        return corners, f"corners of a mesh file ({name}) without faces"
     area = float(found.area) if len(faces) else 0.0
     if not np.isfinite(corners).all() or not area > 0:
         raise DataError(f"{path}: a mesh without a surface ({len(faces)} faces); export it again, or its points as ply")
     # About their middle: trimesh's random points keep the digits of survey coordinates.
     middle = (corners.min(0) + corners.max(0)) / 2
     points, _ = trimesh.sample.sample_surface(trimesh.Trimesh(corners - middle, faces, process=False), POINTS, seed=0)
-    return np.asarray(points, np.float64) + middle, None, f"mesh ({name}) of {len(faces)} faces, sampled at {POINTS} points"
+    return np.asarray(points, np.float64) + middle, f"mesh ({name}) of {len(faces)} faces, sampled at {POINTS} points"
 
 
 def check_stl(content: bytes, path: Path) -> None:

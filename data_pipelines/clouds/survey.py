@@ -39,13 +39,13 @@ def read_las(path: Path) -> Rows:
     laspy = _library("laspy", "las", path)
     try:
         with laspy.open(path) as file:
-            said = file.header.point_count
+            stated = file.header.point_count
             parts = list(file.chunk_iterator(1_000_000))  # no memory for what is only said to be there
     except Exception as error:
         raise _damaged(path, error) from error
     there = sum(map(len, parts))
-    if there != said:
-        raise DataError(f"{path}: truncated, {there} of {said} points are there; copy it again")
+    if there != stated:
+        raise DataError(f"{path}: truncated, {there} of {stated} points are there; copy it again")
     if not there:
         raise DataError(f"{path}: the file holds no points; export the scan again")
     xyz = np.concatenate([np.stack([part.x, part.y, part.z], 1) for part in parts]).astype(np.float64)

@@ -12,6 +12,7 @@ said. Stopped in any way, the same command goes on. No scan is ever written over
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -213,8 +214,6 @@ def _all(detector, reading, scans: Sequence[Path], store: Store, calibration, wo
 
 def _keep(detector, store: Store, scan: Path, parts, calibration) -> None:
     """Scores the parts of a scan and writes what belongs to them; last of all the lines that say they are there."""
-    import dataclasses
-
     from gsclip_jax.inspection.page import part_record
     from gsclip_jax.inspection.part_files import json_text, row_of, scored_ply
 

@@ -59,11 +59,15 @@ def heat(values: np.ndarray, fields: dict, view: int, shown: np.ndarray | None =
     return found, solid & (distance <= 2 * apart + 1)
 
 
-def heat_maps(values: np.ndarray, fields: dict, recipe: Recipe) -> np.ndarray:
-    """Scores [M] of one object on the pixels of all its views, float32 [V,H,W]; NaN where a view shows no scored point."""
+def heat_maps(values: np.ndarray, fields: dict, recipe: Recipe | None, category: str = "") -> np.ndarray:
+    """Scores [M] of one object on the pixels of all its views, float32 [V,H,W]; NaN where a view shows no scored point.
+
+    Args:
+      recipe: of `front`; None for pictures that came with the data (`heat` without `shown`).
+    """
     maps = np.full(fields["render"].shape, np.nan, np.float32)
     for view in range(len(maps)):
-        found, painted = heat(values, fields, view, front(fields, recipe, view))
+        found, painted = heat(values, fields, view, front(fields, recipe, view, category) if recipe else None)
         maps[view][painted] = found[painted]
     return maps
 

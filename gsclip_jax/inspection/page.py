@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from data_pipelines.files import atomic, write_atomic
 from gsclip_jax.inspection import compact, markup
+from gsclip_jax.inspection.part_files import finite
 from gsclip_jax.inspection.result import Part
 from gsclip_jax.runtime.names import decoded, file_part, one_line
 
@@ -68,10 +69,10 @@ def part_record(part: Part, folder: Path) -> Path:
         "views": compact.views(part.render, part.depth, part.heat) if len(part.render) else None,
     }
     about = {
-        "name": one_line(part.name), "source": one_line(part.source), "score": _number(part.score),
+        "name": one_line(part.name), "source": one_line(part.source), "score": finite(part.score),
         "notes": list(map(one_line, part.notes)), "id": hashlib.sha256(decoded(part.name).encode()).hexdigest()[:12],
         "verdict": None if part.verdict is None else _verdict(part), "rows": len(part.xyz), "points": int(shown.sum()),
-        "shown": body["cloud"]["n"], "removed": len(removed), "highest": _number(scores.max()) if len(scores) else None,
+        "shown": body["cloud"]["n"], "removed": len(removed), "highest": finite(scores.max()) if len(scores) else None,
         "quantiles": np.quantile(scores, SHARES).tolist() if len(scores) else [],
     }  # fmt: skip
     path = Path(folder) / KEPT / f"{file_part(part.name)}.json"
@@ -189,7 +190,7 @@ def _counts(parts: list[dict]) -> dict[str, int]:
 
 def _verdict(part: Part) -> dict:
     known = dataclasses.asdict(part.verdict)
-    found = {key: _number(value) if isinstance(value, float) else value for key, value in known.items()}
+    found = {key: finite(value) if isinstance(value, float) else value for key, value in known.items()}
     return {**found, "order": VERDICTS.index(part.verdict.kind), "reason": one_line(part.verdict.reason)}
 
 
@@ -198,8 +199,3 @@ def _about_good(good: GoodParts | None) -> dict | None:
         return None
     return {"scores": [float(v) for v in good.scores], "threshold": good.threshold, "rate": good.rate,
             "point_threshold": good.point_threshold, "warnings": list(map(one_line, good.warnings))}  # fmt: skip
-
-
-def _number(value) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if math.isfinite(value) else None

@@ -60,12 +60,12 @@ def row_of(part: Part) -> dict[str, Any]:
     known = np.isfinite(part.points)
     threshold = part.verdict.point_threshold if part.verdict else None
     verdict = part.verdict and {
-        "kind": part.verdict.kind, "p_value": _number(part.verdict.p_value), "threshold": _number(part.verdict.threshold),
-        "point_threshold": _number(threshold), "reason": part.verdict.reason,
+        "kind": part.verdict.kind, "p_value": finite(part.verdict.p_value), "threshold": finite(part.verdict.threshold),
+        "point_threshold": finite(threshold), "reason": part.verdict.reason,
     }  # fmt: skip
     return {
-        "name": part.name, "source": part.source, "score": _number(part.score),
-        "highest_point_score": _number(part.points[known].max()) if known.any() else None,
+        "name": part.name, "source": part.source, "score": finite(part.score),
+        "highest_point_score": finite(part.points[known].max()) if known.any() else None,
         "rows": len(part.points), "points": int(known.sum()), "removed": int(part.removed.sum()),
         "suspicious_points": None if threshold is None else int((part.points[known] > threshold).sum()),
         "highest_at": part.xyz[int(np.nanargmax(part.points))].tolist() if known.any() else None,
@@ -78,5 +78,6 @@ def json_text(row: Mapping[str, Any]) -> str:
     return json.dumps(row, allow_nan=False)
 
 
-def _number(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """For JSON, which has no NaN."""
     return None if value is None or not math.isfinite(value) else float(value)

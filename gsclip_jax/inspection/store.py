@@ -84,9 +84,11 @@ class Store:
             raise DataError(f"--out {self.folder} holds results of other settings ({', '.join(sorted(changed))} differ); choose "
                             "another --out, or give the same options")  # fmt: skip
         for name in OWN:
-            path = self.folder / name
-            if path.is_symlink() or _identity(path) in self._inputs:
-                raise DataError(f"{path} is a link or a scan of this call and stays as it is; choose another --out")
+            self._refuse_foreign(self.folder / name)
+
+    def _refuse_foreign(self, path: Path) -> None:
+        if path.is_symlink() or _identity(path) in self._inputs:
+            raise DataError(f"{path} is a link or a scan of this call and stays as it is; choose another --out")
 
     def _open(self) -> None:
         """Reads the lines that are there; a last one that was cut short, and parts whose scan was cut short, go."""
@@ -101,6 +103,7 @@ class Store:
             self.rows[row["name"]] = row
         whole = self._by_source()
         self.rows = {name: row for name, row in self.rows.items() if len(whole[row["path"]]) == row["part"][1]}
+        self._by_path = self._by_source()
         text = "".join(json_text(row) + "\n" for row in self.rows.values())
         if text.encode() != content:
             write_atomic(path, text)
@@ -115,18 +118,13 @@ class Store:
 
     def done(self, scan: Path) -> bool:
         """Whether all parts of a scan are there, and the scan has not changed since."""
-        rows, stamp = self._by_path().get(decoded(os.path.abspath(scan)), ()), _stamp(scan)
+        rows, stamp = self._by_path.get(decoded(os.path.abspath(scan)), ()), _stamp(scan)
         return bool(rows) and all(row["stamp"] == stamp for row in rows)
-
-    def _by_path(self) -> dict[str, list[dict]]:
-        if not hasattr(self, "_index"):
-            self._index = self._by_source()
-        return self._index
 
     def names_for(self, scan: Path, count: int) -> list[str]:
         """Names of the parts of a scan: those it has, else its own, with a number where that is taken."""
         place = decoded(os.path.abspath(scan))
-        before = [row["name"] for row in self._by_path().get(place, ())]
+        before = [row["name"] for row in self._by_path.get(place, ())]
         begun = self._begun()
         before = before or (begun["names"] if begun.get("path") == place else [])
         taken = {_folded(name) for name, row in self.rows.items() if row["path"] != place}
@@ -156,9 +154,7 @@ class Store:
         call, or a link, is refused."""
         for name in names:
             for ending in ENDINGS:
-                path = self.folder / PARTS / f"{name}{ending}"
-                if path.is_symlink() or _identity(path) in self._inputs:
-                    raise DataError(f"{path} is a link or a scan of this call and stays as it is; choose another --out")
+                self._refuse_foreign(self.folder / PARTS / f"{name}{ending}")
         write_atomic(self.folder / BEGUN, json.dumps({"path": decoded(os.path.abspath(scan)), "names": list(names)}))
 
     def write(self, name: str, ending: str, content: bytes | str) -> None:
@@ -169,8 +165,8 @@ class Store:
         """The parts of a scan are there: their lines are written, all or none."""
         place, stamp = decoded(os.path.abspath(scan)), _stamp(scan)
         rows = [{**row, "path": place, "stamp": stamp, "part": [at, len(rows)]} for at, row in enumerate(rows, 1)]
-        old = [row["name"] for row in self._by_path().get(place, ())]
-        self._by_path()[place] = rows
+        old = [row["name"] for row in self._by_path.get(place, ())]
+        self._by_path[place] = rows
         for name in old:
             del self.rows[name]
         self.rows |= {row["name"]: row for row in rows}

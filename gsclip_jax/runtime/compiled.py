@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.files import user_cache
+
 
 def keep_compiled() -> str:
     """Has JAX keep what it compiles in the user's cache folder, for later calls; returns what to say of it.
@@ -15,9 +17,8 @@ def keep_compiled() -> str:
     """
     folder = jax.config.jax_compilation_cache_dir
     if not folder:
-        home = os.environ.get("XDG_CACHE_HOME", "")
         try:
-            folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gsclip_jax" / "xla"
+            folder = user_cache("xla")
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, RuntimeError) as error:  # no home, or none that can be written
             return f"compiling the model (every time: {getattr(error, 'strerror', None) or error}: {folder})"
