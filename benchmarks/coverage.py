@@ -95,8 +95,8 @@ def within(count: int, parts: int, rate: float, good: int | None = None) -> tupl
 def table(rows: list[dict], good: int, parts: int) -> tuple[list[str], bool]:
     """The lines of the report, and whether every share is within its interval."""
     known, judged, spoilt = rows[:good], rows[good : good + parts], rows[good + parts :]
-    lines = ["| nominal | expected | good parts called defective | binomial, 99 % | with the good parts' own chance | good parts of "
-             "which nothing is told | defective parts called defective |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| nominal | expected | good parts called defective | binomial, 99 % | with the good parts' own chance | "
+             "cannot tell, of good parts | defective parts called defective |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     fine = True
     for rate in RATES:
         made = calibration(known, rate)
@@ -147,7 +147,7 @@ def main() -> int:
     text = "\n".join([
         "# Do verdicts keep the rate of false alarms that they state?\n",
         f"Made by `python benchmarks/coverage.py --category {options.category}` (see there): {options.good} good parts, "
-        f"{options.parts} other good ones judged, {options.defective} defective; embedded model, {options.scored} points scored.\n",
+        f"{options.parts} other good ones judged, {options.defective} defective; embedded model, {options.scored} points.\n",
         *lines, "",
     ])  # fmt: skip
     print(text)
