@@ -73,7 +73,7 @@ def shape_of_method(config: ConfigDict) -> tuple[Method, ClipConfig | None]:
         return make_method(config, None), None
     if (name := Path(config.clip.name).name) in RELEASED and not Path(config.clip.name).exists():
         clip = dataclasses.replace(ClipConfig.preset(RELEASED[name]), **clip_changes(config))
-        return make_method(config, clip, words=ByWords), clip
+        return make_method(config, clip, ByWords), clip
     clip, _, tokenizer, _ = load_clip(config.clip.name, **clip_changes(config))
     return make_method(config, clip, tokenizer), clip
 

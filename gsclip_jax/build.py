@@ -39,15 +39,12 @@ def net_config(config: ConfigDict) -> PointNet2Config:
     return PointNet2Config(centroids=tuple(p.centroids), radii=tuple(p.radii), neighbours=p.neighbours)
 
 
-def make_method(
-    config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | None = None, words: Callable[[], Tokenizer] | None = None
-) -> Method:
+def make_method(config: ConfigDict, clip: ClipConfig | None, tokenizer: Path | Callable[[], Tokenizer] | None = None) -> Method:
     """The method without its parameters.
 
     Args:
       clip: the loaded CLIP's shape; None for a method without one.
-      tokenizer: the one beside the weights.
-      words: gives the tokenizer instead of the configuration and `tokenizer`.
+      tokenizer: the file beside the weights, unless config.clip.tokenizer names another; or what gives one instead of both.
 
     Raises:
       ConfigError, or the one-line errors of what it is made of.
@@ -64,7 +61,8 @@ def make_method(
 
     row = entry_of(config.method)
     names = config.data.name, config.data.train_category, config.target.name
-    return row.build(read_config(row.config, config), Parts(clip, net_config(config), words or load, *names))
+    parts = Parts(clip, net_config(config), tokenizer if callable(tokenizer) else load, *names)
+    return row.build(read_config(row.config, config), parts)
 
 
 def build_model(config: ConfigDict) -> tuple[Method, Params, Stats, dict]:

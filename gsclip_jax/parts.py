@@ -33,7 +33,7 @@ class Parts(NamedTuple):
 
     clip: ClipConfig
     net: PointNet2Config
-    words: Callable[[], Tokenizer]  # loads it, or says in one line that there is none
+    tokenizer: Callable[[], Tokenizer]  # loads it, or says in one line that there is none
     data_set: str = ""  # that is trained on: the released code differs between them
     category: str = ""  # the auxiliary one
     target: str = ""  # the data set that is evaluated, where it is another one

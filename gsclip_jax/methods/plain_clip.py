@@ -79,4 +79,4 @@ class PlainClip(MethodBase):
 
 
 def build(cfg: Config, parts: Parts) -> PlainClip:
-    return PlainClip(cfg, parts.clip, ensemble(parts.words()))
+    return PlainClip(cfg, parts.clip, ensemble(parts.tokenizer()))

@@ -129,6 +129,6 @@ def build(cfg: Config, parts: Parts) -> PointAd:
 
 
 def word_ids(parts: Parts) -> Words:
-    """Token ids of WORDS. Errors: as `parts.words`."""
-    words = parts.words()
-    return tuple(words.encode(text) for text in WORDS)
+    """Token ids of WORDS. Errors: as `parts.tokenizer`."""
+    tokenizer = parts.tokenizer()
+    return tuple(tokenizer.encode(text) for text in WORDS)

@@ -58,8 +58,8 @@ def _sentences(cfg: Config, parts: Parts) -> tuple[list[int], ...]:
     """Token ids of config.model.start, normal and abnormal, n_ctx each. Raises ConfigError where they are not."""
     if len(cfg.model.start) != 2:
         raise ConfigError("config.model.start takes two sentences, normal and abnormal, or none: ()")
-    words, room = parts.words(), cfg.model.n_ctx
-    found = tuple(words.encode(text) for text in cfg.model.start)
+    tokenizer, room = parts.tokenizer(), cfg.model.n_ctx
+    found = tuple(tokenizer.encode(text) for text in cfg.model.start)
     for name, ids in zip(("normal", "abnormal"), found, strict=True):
         if len(ids) != room:
             raise ConfigError(
