@@ -81,7 +81,7 @@ def test_gradients_reach_every_leaf_of_what_trains_and_nothing_else_moves(mesh, 
     trainable, frozen = partition(start, stage)
     assert set(trainable) == groups and set(trainable) | set(frozen) == {"clip", "aligner", "prompts", "rgb_prompts"}
     loss = lambda trainable: stage.loss(trainable, frozen, stats, batch(), None, epoch=stage.epochs - 1)  # noqa: E731
-    (_, (_, terms)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+    (_, (_, terms)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
     assert all(np.isfinite(value) for value in terms.values())
@@ -95,7 +95,7 @@ def test_no_branch_reaches_the_other(mesh):
     """So that one Adam of the sum is two: the gradient of a branch's terms, the contrastive one too, is 0 in the other's tree."""
     of = method()
     start, _ = params(of)
-    made = {**batch(), **of.stage2_features(start, {}, batch())}
+    made = {**batch(), **jax.jit(of.stage2_features)(start, {}, batch())}
     for mine, other, before in (("rgb_prompts", "prompts", "rgb_"), ("prompts", "rgb_prompts", "")):
 
         def own(trees, before=before):
@@ -103,7 +103,7 @@ def test_no_branch_reaches_the_other(mesh):
             terms = of.terms(texts, of.compare(start, texts, made), made, 1.0)
             return sum(value for name, value in terms.items() if name.startswith("rgb_") == bool(before))
 
-        grads = jax.grad(own)({name: start[name] for name in ("prompts", "rgb_prompts")})
+        grads = jax.jit(jax.grad(own))({name: start[name] for name in ("prompts", "rgb_prompts")})
         assert all(not np.abs(leaf).any() for leaf in jax.tree.leaves(grads[other]))
         assert all(np.abs(leaf).any() for leaf in jax.tree.leaves(grads[mine]))
 
@@ -125,12 +125,12 @@ def test_the_step_compiles_once_and_the_switch_falls_on_its_epoch(mesh, name, te
     optimiser = make_optimiser(stage, 10)
     state = place(State(jnp.zeros((), jnp.int32), trainable, optimiser.init(trainable), stats), mesh)
     step, seen = make_step(dataclasses.replace(stage, loss=counted), optimiser, STEPS), []
-    made = {**batch(), **stage.features(start, stats, batch())}
+    made = {**batch(), **jax.jit(stage.features)(start, stats, batch())}
+    plain = jax.jit(lambda trainable: stage.loss(trainable, frozen, stats, made, None, epoch=0)[1][1][term])
     for _ in range(6):
         before = jax.tree.map(np.asarray, state.trainable)
         state, metrics = step(state, frozen, put_batch(made, mesh), jax.random.key(0))
-        off = stage.loss(before, frozen, stats, made, None, epoch=0)[1][1][term]
-        seen.append(float(metrics[term]) > float(off) + 1e-3)
+        seen.append(float(metrics[term]) > float(plain(before)) + 1e-3)
     assert len(traced) == 1 and seen == [False] * 4 + [True] * 2
 
 
