@@ -14,9 +14,12 @@ from experiments.key_comments import key_comments
 from gsclip_jax.parts import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
-USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.section.key=value ...]"
+USAGE = "usage: python -m experiments.run --config CONFIG.py[:preset] [--workdir DIR] [--config.KEY=VALUE ...] [--estimate]"
+ESTIMATES = ("json", "quick")  # --estimate=...: for programs; without compiling
 ABOUT = """Runs what is missing in the work directory and reuses what is there. A bare configuration name is looked up in
-experiments/configs; without a preset it is the embedded default (minutes on a laptop, no downloads)."""
+experiments/configs; without a preset it is the embedded default (minutes on a laptop, no downloads).
+With --estimate it says what all of that would cost and does none of it (--estimate=json: for programs; --estimate=quick: without
+compiling, so without the memory plan)."""
 
 
 def usage(arguments: list[str] = ()) -> str:
@@ -40,6 +43,16 @@ def _keys(config, before: str = "") -> list[tuple[str, object]]:
     for key, value in config.items():
         found += _keys(value, f"{before}{key}.") if hasattr(value, "keys") and len(value) else [(before + key, value)]
     return found
+
+
+def asked_estimate(arguments: list[str]) -> tuple[tuple[str, ...] | None, list[str]]:
+    """(which of ESTIMATES are asked for, None: no estimate; the other words). Raises ConfigError: one that is not known."""
+    asked = [word.partition("=")[2] for word in arguments if word.partition("=")[0] == "--estimate"]
+    how = tuple(word for words in asked for word in words.split(",") if word)
+    for word in how:
+        if word not in ESTIMATES:
+            raise ConfigError(f"--estimate={word}{did_you_mean(word, ESTIMATES)} Known: {', '.join(ESTIMATES)}, or nothing")
+    return (how if asked else None), [word for word in arguments if word.partition("=")[0] != "--estimate"]
 
 
 def parse(arguments: list[str]):
@@ -67,7 +80,7 @@ def parse(arguments: list[str]):
                 value = rest.pop(0)
             name, workdir = (value, workdir) if option == "--config" else (name, value)
         else:
-            raise ConfigError(f"unknown option {option!r}{did_you_mean(option, ('--config', '--workdir'))} {USAGE}")
+            raise ConfigError(f"unknown option {option!r}{did_you_mean(option, ('--config', '--workdir', '--estimate'))} {USAGE}")
     if name is None:
         raise ConfigError(f"no --config given. {USAGE}")
     config = load_config(name)

@@ -6,7 +6,9 @@ What compiles them, counts their operations or their memory starts here (`benchm
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
-from experiments.data import data_config
+from experiments.data import data_config, shares_statistics
 from gsclip_jax.build import clip_changes, make_method, remat_of
 from gsclip_jax.convert.load import load_clip, surface_shapes
+from gsclip_jax.evaluation.score import ScorePlan, score_plans
 from gsclip_jax.method import Method, Stage
 from gsclip_jax.methods import entry_of, trains_on
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.runtime.flops import Flops, flops
 from gsclip_jax.runtime.sharding import replicated, specs, split_rows
+from gsclip_jax.training.plan import StepPlan, step_plans
 from gsclip_jax.training.train import State, make_optimiser, make_step, partition
 
 PROGRAMS = ("features1", "stage1", "features2", "stage2", "predict")
@@ -47,9 +51,20 @@ class Program:
     arguments: tuple[Any, ...]
     rows: int
     counted: int
+    mesh: Mesh | None = None
 
     def lower(self) -> jax.stages.Lowered:
-        return self.run.lower(*self.arguments)
+        with jax.set_mesh(self.mesh) if self.mesh else nullcontext():  # views and parts of a batch are split over it
+            return self.run.lower(*self.arguments)
+
+    def placed(self) -> int:
+        """Bytes of the arguments on each device: they lie there before the program starts."""
+
+        def shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+            return leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+
+        leaves = [leaf for leaf in jax.tree.leaves(self.arguments) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+        return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in leaves)
 
     def flops(self) -> Flops:
         """Of one call, on all devices together."""
@@ -103,7 +118,8 @@ class Programs:
         config = config.copy_and_resolve_references()
         if "start" in config.get("model", {}):  # sentences choose where contexts start, not the program
             config.model.start = ()
-        if remat_of(config) == "auto":  # nothing is measured here: of a paper preset, what a chip of 16 GB takes
+        self.auto = remat_of(config) == "auto"
+        if self.auto:  # where nothing is measured: of a paper preset, what a chip of 16 GB takes
             with config.clip.ignore_type():
                 config.clip.remat = bool(config.preset)
         self.config, self.mesh = config, mesh
@@ -124,30 +140,51 @@ class Programs:
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.method.stages if stage.name[-1] == name[-1])
 
-    def program(self, name: str, batch_size: int = 0) -> Program:
-        """The program `name`, for `batch_size` objects instead of the configuration's number."""
-        counted = batch_size or (self.config.eval.batch_size if name == "predict" else self.stage(name).batch_size)
+    def plans(self, name: str, batch_size: int = 0) -> list[StepPlan] | list[ScorePlan]:
+        """The ways to run the program `name`, in the order in which a run tries them."""
+        counted, devices = self._counted(name, batch_size), self.mesh.shape["data"] if self.mesh else 1
+        if name == "predict":
+            rows = counted + -counted % devices
+            return score_plans(rows, devices, shares_statistics(self.config))
+        if name.startswith("features"):
+            return [ScorePlan(counted, counted)]
+        number = self.method.stages.index(self.stage(name))
+        kept, saving = (self.method.with_remat(remat).stages[number] for remat in (False, True))
+        stage = dataclasses.replace(kept, saving=saving) if self.auto else self.method.stages[number]
+        return step_plans(dataclasses.replace(stage, batch_size=counted), devices)
+
+    def program(self, name: str, batch_size: int = 0, plan: StepPlan | ScorePlan | None = None) -> Program:
+        """The program `name`, for `batch_size` objects instead of the configuration's number; a step as one of its `plans`."""
+        counted = self._counted(name, batch_size)
+        if isinstance(plan, ScorePlan):
+            counted = min(counted, plan.rows)
         rows = counted + (-counted % self.mesh.shape["data"] if self.mesh else 0)
         batch = batch_shapes(self.config, rows)
         params, stats = self._split(self.params), self._whole(self.stats)
         alone = self.method.for_inference()
         if name == "predict":
-            return Program(name, jax.jit(alone.predict), (params, stats, self._rows(batch)), rows, counted)
+            return Program(name, jax.jit(alone.predict), (params, stats, self._rows(batch)), rows, counted, self.mesh)
         stage = self.stage(name)
-        encode = jax.jit(alone.stages[self.method.stages.index(stage)].features)
+        encode = alone.stages[self.method.stages.index(stage)].features
         if name.startswith("features"):
-            return Program(name, encode, (params, stats, self._rows(batch)), rows, counted)
+            encode = jax.jit(encode, out_shardings=split_rows(self.mesh) if self.mesh else None)
+            return Program(name, encode, (params, stats, self._rows(batch)), rows, counted, self.mesh)
         stored = jax.eval_shape(encode, self.params, self.stats, batch)  # as a run does it: stored, not computed in the step
         if stored:
             batch = {field: value for field, value in batch.items() if field not in OPTIONAL}  # read by the features alone
-        stage = dataclasses.replace(stage, batch_size=counted)
+        stage = dataclasses.replace(plan.stage if isinstance(plan, StepPlan) else stage, batch_size=counted)
         optimiser = make_optimiser(stage, STEPS)
         trainable, frozen = partition(self.params, stage)
         moments = jax.eval_shape(optimiser.init, trainable)
         number, key = (jax.eval_shape(make) for make in (lambda: jnp.zeros((), jnp.int32), lambda: jax.random.key(0)))
         state = State(self._whole(number), self._split(trainable), self._split(moments), stats)
         arguments = state, self._split(frozen), self._rows(batch | stored), self._whole(key)
-        return Program(name, make_step(stage, optimiser, STEPS), arguments, rows, counted)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state) if self.mesh else None
+        at_once = plan.rows if isinstance(plan, StepPlan) and plan.rows < counted else 0
+        return Program(name, make_step(stage, optimiser, STEPS, at_once, places), arguments, rows, counted, self.mesh)
+
+    def _counted(self, name: str, batch_size: int) -> int:
+        return batch_size or (self.config.eval.batch_size if name == "predict" else self.stage(name).batch_size)
 
     # ---- where the arguments lie: as `train.fit` and `score` put them
 

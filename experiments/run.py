@@ -1,6 +1,6 @@
 """Trains and evaluates what a configuration describes: from scans to a table of metrics and a page of pictures.
 
-python -m experiments.run --config stage2.py[:preset] [--workdir DIR] [--config.section.key=value ...]
+python -m experiments.run --config stage2.py[:preset] [--workdir DIR] [--config.KEY=VALUE ...] [--estimate]
 
 `main` reads the command line, `run` does all that a configuration asks for, `train_and_evaluate`
 is one method from top to bottom.
@@ -24,9 +24,10 @@ from data_pipelines.command import command, guarded
 from data_pipelines.files import write_json
 from data_pipelines.progress import named
 from experiments import checks, evaluations, protocol
-from experiments.command_line import parse, usage
+from experiments.command_line import asked_estimate, parse, usage
 from experiments.compared import compared_with
 from experiments.data import batch_size, index_rows, load_records, shares_statistics, test_categories, wants_rgb
+from experiments.estimate import show
 from experiments.export import is_trained, steps_done
 from experiments.identity import check_objects, check_weights, claim_workdir, of_all_processes, settings
 from experiments.scans import records_to_evaluate, training_key
@@ -51,7 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     def whole() -> None:
         if {"-h", "--help"} & set(given):
             return print(usage(given))
-        whole_run(*parse(given), own_process=arguments is None)
+        how, words = asked_estimate(given)
+        config, workdir = parse(words)
+        if how is None:
+            return whole_run(config, workdir, own_process=arguments is None)
+        if arguments is None:
+            set_devices(config)
+        return show(config, workdir, how)
 
     return distributed.program(lambda: guarded(whole))
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_pipelines.batch import FIELDS
-from experiments.command_line import find_config, load_config, parse, set_key, usage
+from experiments.command_line import asked_estimate, find_config, load_config, parse, set_key, usage
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_pipelines", "gsclip_jax", "experiments")
@@ -33,8 +33,18 @@ def commands(text: str) -> list[list[str]]:
     blocks = [re.sub(r"\\\n\s*", " ", block) for block in FENCE.findall(text)]
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`((?:python|make|pip) [^`]+)`", FENCE.sub("", text))
-    found = [shlex.split(line, comments=True) for line in lines]
-    return [[word for word in words if word != "..."] for words in found if words and words[0] in ("python", "make", "pip")]
+    found = [own for line in lines for own in ours(shlex.split(line, comments=True))]
+    return [[word for word in words if word != "..."] for words in found]
+
+
+def ours(words: list[str]) -> list[list[str]]:
+    """The commands in a line: itself, what a launcher starts (`srun ... python ...`), what it is given in quotes."""
+    if words and words[0] in ("python", "make", "pip"):
+        return [words]
+    if words and words[0] == "srun":
+        return [words[words.index("python") :]]
+    quoted = [part for word in words for part in word.removeprefix("--command=").split(" && ") if " " in part]
+    return [own for part in quoted for own in ours(shlex.split(part))]
 
 
 COMMANDS = sorted({(str(path), shlex.join(words)) for path in DOCUMENTS for words in commands(text_of(path))})
@@ -42,6 +52,8 @@ COMMANDS = sorted({(str(path), shlex.join(words)) for path in DOCUMENTS for word
 
 def test_there_are_commands_in_the_documents():
     assert len(COMMANDS) > 30 and any("experiments.predict" in line for path, line in COMMANDS if path == "README.md")
+    launched = [line for path, line in COMMANDS if path == "docs/scaling.md" and "/real3d --config.cache=/" in line]
+    assert len(launched) == 3  # by srun, gcloud and xpk
 
 
 @functools.cache
@@ -73,7 +85,7 @@ def check_module(module: str, arguments: list[str]) -> None:
         if "--help" in arguments:
             assert usage(arguments)
         elif arguments:
-            parse([re.sub(r"\b(s3|gs)://", "", word) for word in arguments])  # no store is asked
+            parse([re.sub(r"\b(s3|gs)://", "", word) for word in asked_estimate(arguments)[1]])  # no store is asked
         return
     options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     plain = [option for option in options if not option.startswith("--config.")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.datasets.data_set import UNORGANISED, DataSet
+from data_pipelines.datasets.data_set import UNORGANISED, DataSet, Published
 from data_pipelines.datasets.real3d import Real3D
 
 
@@ -37,4 +37,5 @@ class AnomalyShapeNet(Real3D):
         return words[-1] if words else "defect"
 
 
-DATA_SET = DataSet(AnomalyShapeNet, UNORGANISED, auxiliary=("ashtray0", "bag0", "bottle0"))
+PUBLISHED = Published(1312, 40, 57_000, of={"ashtray0": 29})
+DATA_SET = DataSet(AnomalyShapeNet, UNORGANISED, ("ashtray0", "bag0", "bottle0"), PUBLISHED)

@@ -11,12 +11,36 @@ from data_pipelines.datasets.listing import Reader
 
 
 @dataclasses.dataclass(frozen=True)
+class Published:
+    """What is published of the size of a data set: to plan with where it is not here.
+
+    Fields:
+      scans: test scans of all categories.
+      categories: how many there are.
+      points: of a typical scan.
+      grid: (H, W) of organised scans.
+      of: test scans of single categories, where they are known.
+    """
+
+    scans: int
+    categories: int
+    points: int
+    grid: tuple[int, int] | None = None
+    of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def count(self, category: str) -> int:
+        """Test scans of a category; the mean, where nobody says."""
+        return self.of.get(category, round(self.scans / self.categories))
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSet:
     """One row of the registry (`datasets/__init__.py`)."""
 
     reader: Callable[..., Reader]
     recipe: Mapping[str, Any] | None = None  # the published settings of a record; None: the configuration has all of them
     auxiliary: tuple[str, ...] = ()  # categories that the published protocol trains on, one at a time
+    published: Published | None = None
 
     def options(self) -> list[str]:
         """Names of the options that the reader takes (config.data.reader)."""

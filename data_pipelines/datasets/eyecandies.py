@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from data_pipelines.clouds.sampling import clean
-from data_pipelines.datasets.data_set import COMMON, DataSet
+from data_pipelines.datasets.data_set import COMMON, DataSet, Published
 from data_pipelines.datasets.listing import Listing, Partners, find_categories, natural, unknown_category
 from data_pipelines.datasets.pictures import read_flags, read_levels, read_rgb
 from data_pipelines.scan import DataError, Sample, Scan
@@ -221,4 +221,5 @@ def _pose(path: Path) -> np.ndarray:
 
 
 RECIPE = COMMON | {"cameras": "eyecandies", "point_size": 10.0, "window": 1036, "reader": {"image": 4}}
-DATA_SET = DataSet(Eyecandies, RECIPE, auxiliary=("Confetto", "LicoriceSandwich", "PeppermintCandy"))
+PUBLISHED = Published(500, 10, 512 * 512, (512, 512))
+DATA_SET = DataSet(Eyecandies, RECIPE, ("Confetto", "LicoriceSandwich", "PeppermintCandy"), PUBLISHED)

@@ -96,13 +96,22 @@ class ScorePlan:
         return f"{self.rows} of {self.batch} objects at once" if self.rows < self.batch else "whole batches"
 
 
+def score_plans(count: int, smallest: int, together: bool) -> list[ScorePlan]:
+    """The plans for a batch of `count` objects, the largest parts first; no part has fewer than `smallest`, the devices' number.
+
+    Args:
+      together: the objects of a batch share statistics: it is never taken in parts.
+    """
+    sizes = [count] if together else [rows for rows in range(count, 0, -1) if count % rows == 0 and rows % smallest == 0]
+    return [ScorePlan(rows, count) for rows in sizes]
+
+
 def _planned(
     predict, given: tuple, batch: dict, mesh: jax.sharding.Mesh, together: bool
 ) -> Callable[[dict], tuple[dict, np.ndarray]]:
     """host batch -> scores of this process's rows, host arrays, and which of them it writes; by the largest parts of a batch that
     fit the memory."""
     count, smallest = len(batch["real"]), len(pad_batch({"real": batch["real"][:1]}, mesh)["real"])
-    sizes = [count] if together else [rows for rows in range(count, 0, -1) if count % rows == 0 and rows % smallest == 0]
     jitted = jax.jit(predict, out_shardings=split_rows(mesh))
 
     def part(batch: dict, start: int, rows: int) -> dict[str, jax.Array]:
@@ -112,7 +121,7 @@ def _planned(
         with jax.set_mesh(mesh):
             return jitted.lower(*given, part(batch, 0, plan.rows)).compile()
 
-    plan, program, _ = choose("evaluation", [ScorePlan(rows, count) for rows in sizes], compiled, mesh)
+    plan, program, _ = choose("evaluation", score_plans(count, smallest, together), compiled, mesh)
 
     def scored(batch: dict) -> tuple[dict, np.ndarray]:
         found = [jax.tree.map(local_rows, program(*given, part(batch, start, plan.rows))) for start in range(0, count, plan.rows)]

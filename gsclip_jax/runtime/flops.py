@@ -38,17 +38,20 @@ class Flops:
       products: of matrix products and convolutions.
       other: of everything else.
       open_loops: `while` loops whose number of turns does not follow from the program; their bodies are counted once.
+      half: of the products, those of 16-bit operands alone; devices take them faster.
     """
 
     products: int = 0
     other: int = 0
     open_loops: int = 0
+    half: int = 0
 
     def __add__(self, more: Flops) -> Flops:
-        return Flops(self.products + more.products, self.other + more.other, self.open_loops + more.open_loops)
+        loops = self.open_loops + more.open_loops
+        return Flops(self.products + more.products, self.other + more.other, loops, self.half + more.half)
 
     def __mul__(self, times: int) -> Flops:
-        return Flops(self.products * times, self.other * times, self.open_loops)
+        return Flops(self.products * times, self.other * times, self.open_loops, self.half * times)
 
     @property
     def all(self) -> int:
@@ -171,17 +174,21 @@ def _evaluated(eqn: Any, given: list[Known]) -> list[Known]:
     return [_followed(value) for value in (found if eqn.primitive.multiple_results else [found])]
 
 
+def _products(count: int, operands: Sequence[Any]) -> Flops:
+    return Flops(products=count, half=count if all(one.dtype.itemsize == 2 for one in operands) else 0)
+
+
 def _leaf(eqn: Any) -> Flops:
     name, params = eqn.primitive.name, eqn.params
     made = sum(math.prod(var.aval.shape) for var in eqn.outvars if hasattr(var.aval, "shape"))
     read = [var.aval for var in eqn.invars if hasattr(var.aval, "shape")]
     if name == "dot_general":
         (summed, _), _ = params["dimension_numbers"]
-        return Flops(products=2 * made * math.prod(read[0].shape[axis] for axis in summed))
+        return _products(2 * made * math.prod(read[0].shape[axis] for axis in summed), read)
     if name == "conv_general_dilated":
         numbers, kernel = params["dimension_numbers"], read[1].shape
         # A kernel is [output, input / groups, ...] in the order of rhs_spec.
-        return Flops(products=2 * made * math.prod(kernel) // kernel[numbers.rhs_spec[0]])
+        return _products(2 * made * math.prod(kernel) // kernel[numbers.rhs_spec[0]], read)
     if name in MOVING:
         return Flops()
     if name.startswith(READING):

@@ -112,13 +112,17 @@ def least_free(mesh: jax.sharding.Mesh) -> int | None:
     return None if found < 0 else found
 
 
-def choose(what: str, plans: Sequence[Plan], compiled: Callable[[Any], jax.stages.Compiled], mesh: jax.sharding.Mesh) -> Choice:
+def choose(
+    what: str, plans: Sequence[Plan], compiled: Callable[[Any], jax.stages.Compiled], mesh: jax.sharding.Mesh,
+    there: int | None = None,
+) -> Choice:  # fmt: skip
     """Compiles programs until one fits, and says in one line on standard error which it is.
 
     Args:
       what: the work, for messages: 'stage2'.
       plans: from the cheapest to the smallest, at least one.
       compiled: makes the program of a plan.
+      there: bytes that every device has left; None: what those of the mesh say.
 
     Returns:
       The first that leaves some of the memory free (`SPARE`); else the last, where it fits at all.
@@ -126,7 +130,7 @@ def choose(what: str, plans: Sequence[Plan], compiled: Callable[[Any], jax.stage
     Raises:
       DoesNotFit: not even the last fits.
     """
-    there = least_free(mesh)
+    there = least_free(mesh) if there is None else there
     spare = SPARE_OF_A_COMPUTER if mesh.devices.flat[0].platform == "cpu" else SPARE
     room = None if there is None else (1 - spare) * there
     needed: list[tuple[Plan, int]] = []  # of what was compiled and is too much

@@ -23,6 +23,13 @@ def test_products_and_convolutions():
     assert flops(convolve, image, kernel).products == 2 * 6 * 6 * 10 * 3 * 3 * 4
 
 
+def test_products_of_half_precision_are_named():
+    half, step = (jnp.ones((K, K), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    turns = lambda x, b: jax.lax.scan(lambda c, _: (c @ b, None), x, None, 3)[0]  # noqa: E731
+    found = flops(lambda a, b, c: ((a @ b).astype(jnp.float32) @ c, turns(a, b)), half, half, step)
+    assert (found.half, found.products) == (4 * 2 * K**3, 5 * 2 * K**3)
+
+
 def test_elementwise_work_is_apart_and_moving_is_none():
     found = flops(lambda a: (jnp.sin(a) + 1).sum() * a.T.reshape(-1)[:2], x)
     assert found.products == 0 and found.other == 3 * M * K + 2 and found.all == found.other
