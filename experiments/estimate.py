@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from gsclip_jax.training.train import partition
 
 HERE = 0.6  # share of the measured product rate that whole programs are taken to reach on this machine
 PEAK = 0.4  # share of a published peak rate
-READ = 0.5e9  # bytes of decoded batches that one process reads a second (benchmarks/input.json)
+READ = 0.6e9  # bytes of batches that one process reads and decodes a second (35 objects of 17 MB: benchmarks/input.json)
 SCORES = 10  # bytes of a scored point on disk: score, region, two flags
 
 
@@ -126,9 +126,7 @@ def estimate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     devices = jax.devices()
     speed = rates(half=any(phase.flops.half for _, each in works for phase in each.phases))
     record, why_not = _record(records[0], config)
-    phases = [phase for name, each in works for phase in each.phases if not name]
-    beside = [sum(each.phases[1:], each.phases[0]) for name, each in works if name]
-    phases += [dataclasses.replace(sum(beside[1:], beside[0]), name="methods compared with")] if beside else []
+    phases = _joined(("methods compared with" if name else phase.name, phase) for name, each in works for phase in each.phases)
     views = batch_shapes(config, 1)["render"].shape[1]
     cores = min(config.workers or os.cpu_count(), os.cpu_count())
     here = Machine("this machine", _chip(speed, len(devices)), len(devices), cores, 1)
@@ -208,6 +206,14 @@ def work(config: ConfigDict, train: int, tested: int, seen: dict[str, Flops] | N
         count = _times(counted(program.name, program.run, program.arguments), tested, program.rows)
         phases.append(Phase("evaluation", tested, 0, count, tested * (each + scores)))
     return Work(tuple(phases), kept, 10 * widest + tested * scores)  # parameters, two moments, three checkpoints, the model
+
+
+def _joined(named: Iterable[tuple[str, Phase]]) -> list[Phase]:
+    """One phase of each name: the runs of a protocol together, and all that is compared."""
+    found: dict[str, Phase] = {}
+    for name, phase in named:
+        found[name] = found[name] + phase if name in found else dataclasses.replace(phase, name=name)
+    return list(found.values())
 
 
 def _new(program, stored: dict) -> dict:

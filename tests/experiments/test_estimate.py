@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from experiments import estimate, rates
 from experiments.configs.common import embedded, paper, preset, with_method
 from experiments.configs.protocol import get_config as protocol
 from experiments.data import data_config, target
-from experiments.estimated_page import memory_line
+from experiments.estimated_page import memory_line, text
 from experiments.planned import scans_of
 from experiments.programs import Programs, batch_shapes
 from experiments.run import main
@@ -20,6 +21,8 @@ from gsclip_jax.methods import METHODS
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.devices import H100, MACHINES, V5E, V5P, V6E, chip_of
 from tests.scans import write_set
+
+SEEN = {}  # operations that were counted already
 
 
 @pytest.fixture(autouse=True)
@@ -53,40 +56,45 @@ def test_as_a_user_asks_for_it(tmp_path, capsys):
     for machine in found["machines"].values():
         assert machine["total"] == pytest.approx(sum(machine["seconds"].values())) and min(machine["seconds"].values()) > 0
     assert found["memory"] == []
-    assert main(["--config", *words, "--estimate=quick"]) == 0
-    out = capsys.readouterr().out
-    assert "140 of 6 categories, 40 of them to train on" in out and "estimates from published peak rates, no measurements" in out
-    assert all(name in out for name in ("v5e-256", "H100", "2 cores", "chip hours", "disk: records"))
-    assert not list(tmp_path.iterdir())
+    shown = text(found)
+    assert "140 of 6 categories, 40 of them to train on" in shown
+    assert "estimates from published peak rates, no measurements" in shown
+    assert all(name in shown for name in ("v5e-256", "H100", "2 cores", "chip hours", "disk: records"))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_of_every_method(method):
     config = with_method(embedded(), method)
     config.data.update({"points": 256, "views": 2})
-    found = estimate.work(config, train=10, tested=7)
-    programs = Programs(config)
+    found = estimate.work(config, train=10, tested=7, seen=SEEN)
+    stages = Programs(config).method.stages
     phases = {phase.name: phase for phase in found.phases}
-    assert [name for name in phases if name.startswith("stage")] == [stage.name for stage in programs.method.stages]
-    predict = programs.program("predict")
-    assert phases["evaluation"].flops.all == pytest.approx(7 * predict.flops().all / predict.rows, abs=2)
-    for stage in programs.method.stages:
-        steps = stage.epochs * math.ceil(10 / stage.batch_size)
-        assert phases[stage.name].objects == steps * stage.batch_size
-        assert phases[stage.name].flops == programs.program(stage.name).flops() * steps
+    assert [name for name in phases if name.startswith("stage")] == [stage.name for stage in stages]
+    for stage in stages:
+        assert phases[stage.name].objects == stage.epochs * math.ceil(10 / stage.batch_size) * stage.batch_size
+    assert phases["evaluation"].objects == 7 and min(phase.flops.all for phase in found.phases) > 0
     assert (found.features > 0) == any(name.startswith("encode") for name in phases)
+
+
+def test_operations_are_those_of_the_programs():
+    config = with_method(embedded(), "pointad")
+    config.data.update({"points": 256, "views": 2})
+    encode, train, predict = estimate.work(config, train=10, tested=7).phases
+    programs = {name: Programs(config).program(name) for name in ("features1", "stage1", "predict")}
+    calls = {encode: 10 / programs["features1"].rows, predict: 7 / programs["predict"].rows,
+             train: config.stage1.epochs * math.ceil(10 / config.stage1.batch_size)}  # fmt: skip
+    for phase, program in zip((encode, train, predict), programs.values(), strict=True):
+        assert phase.flops.products == pytest.approx(calls[phase] * program.flops().products, abs=1)
 
 
 def test_what_both_stages_encode_is_encoded_and_stored_once():
     config = embedded()
     config.data.update({"points": 256, "views": 2})
-    both = estimate.work(config, 8, 0)
-    config.task = "stage1"
-    first = estimate.work(config, 8, 0)
+    both = estimate.work(config, 8, 0, SEEN)
     tokens = Programs(config).program("stage1").arguments[2]["render_tokens"]
-    assert first.features == 8 * tokens.size // tokens.shape[0] * tokens.dtype.itemsize
     once, again = (phase.flops.products for phase in both.phases if phase.name.startswith("encode"))
-    assert first.features < both.features < 1.5 * first.features and again < 0.5 * once
+    alone = 8 * tokens.size // tokens.shape[0] * tokens.dtype.itemsize
+    assert alone < both.features < 1.5 * alone and again < 0.5 * once
 
 
 def test_published_numbers_stand_for_data_that_is_not_here():
@@ -127,10 +135,8 @@ def test_scans_that_are_here_are_counted(tmp_path, capsys):
 
 def test_a_protocol_counts_its_runs_and_its_records_once(monkeypatch):
     monkeypatch.setattr(estimate, "rendering", lambda *_: rates.Rendered(2.0, 10**6, "x"))
-    config = protocol("real3d")
-    config.method = "plain_clip"
-    config = with_method(config, "plain_clip")
-    found = estimate.estimate(config, "runs")
+    config = with_method(protocol("real3d"), "plain_clip")
+    found = estimate.estimate(config, Path("runs"))
     assert found["config"]["runs"] == 3 and [one["records"] for one in found["objects"]] == [1206]
     assert found["machines"]["H100"]["seconds"]["records"] == pytest.approx(1206 * 2 / 26)
     assert [row["objects"] for row in found["phases"]] == [3 * 1106]
@@ -170,7 +176,7 @@ def test_what_cannot_be_estimated_is_one_line(capsys):
     with pytest.raises(ConfigError, match="no scan to train on"):
         config = preset("real3d")
         config.data.train_category = ""
-        estimate.estimate(config, "runs")
+        estimate.estimate(config, Path("runs"))
 
 
 def test_bytes_of_a_batch():
