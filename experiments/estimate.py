@@ -109,7 +109,7 @@ def estimate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     checks.check_values(config)
     runs = list(_runs(config, workdir))
     made: dict[Any, Scans] = {}
-    works, seen = [], {}
+    works, seen, trained = [], {}, {}
     for name, one in runs:
         own = scans_of(one)
         tested = scans_of(target(one)) if one.target.name else own
@@ -118,6 +118,8 @@ def estimate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             raise ConfigError(f"config.data.train_category is {one.data.train_category!r}, of which there is no scan to train on")
         for scans in ([own] if trains or not one.target.name else []) + ([tested] if one.task != "stage1" else []):
             made[scans.content] = scans
+        if trains:
+            trained.setdefault(own.content, []).extend([own.train] * (not name))
         count = 0 if one.task == "stage1" else tested.total - (0 if one.target.name else tested.train)
         say(f"counting the operations of {name or one.method}")
         works.append((name, work(one, own.train if trains else 0, count, seen)))
@@ -134,8 +136,8 @@ def estimate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return {
         "config": {"preset": config.preset, "task": config.task, "method": config.method, "variant": config.variant,
                    "runs": sum(not name for name, _ in runs), "compared": [name for name, _ in runs if name]},
-        "objects": [{"records": one.total, "train": one.train, "categories": one.categories, "counted": one.said}
-                    for one in records],
+        "objects": [{"records": one.total, "categories": one.categories, "train": trained.get(one.content, []),
+                     "counted": one.said} for one in records],
         "record": {"seconds_a_core": record and record.seconds, "bytes": record and record.bytes,
                    "made_of": record.scan if record else f"not measured: {why_not}"},
         "phases": [_row(phase) for phase in phases],

@@ -14,7 +14,7 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"{config['task']} of {config['preset'] or 'the embedded default'}: {config['method']} ({config['variant']}){runs}, "
              "from nothing. Nothing was rendered, trained or written.", ""]  # fmt: skip
     for one in found["objects"]:
-        train = f", {one['train']:,} of them to train on" if one["train"] else ""
+        train = f", {' / '.join(map(str, one['train']))} of them to train on" if one["train"] else ""
         lines.append(f"objects: {one['records']:,} of {one['categories']} categories{train}; {one['counted']}")
     lines += ["", *_phases(found), ""]
     disk = {name.replace("_", " "): size for name, size in found["disk"].items()}
@@ -65,7 +65,7 @@ def _said(found: dict[str, Any]) -> list[str]:
     for name, one in machines.items():
         if one["source"] != "measured":
             mesh = f", --config.mesh.view={one['mesh_view']}" if one["mesh_view"] > 1 else ""
-            lines.append(f"  {name}: {one['chips']} x {one['source']}; {one['cores']} cores make the records{mesh}")
+            lines.append(f"  {name}: peaks from {one['source']}; {one['cores']} cores make the records{mesh}")
     lines.append("not counted: compiling on the other machines, metrics, the report. Cost: chip hours times your price of one.")
     return lines + found["notes"]
 

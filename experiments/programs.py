@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -74,8 +75,14 @@ class Program:
 class ByWords:
     """Instead of a tokenizer that is not there: as many ids as words. CLIP's vocabulary has one for each of the fixed words."""
 
+    def __init__(self, context: int):
+        self.context = context
+
     def encode(self, text: str) -> list[int]:
         return [0] * len(text.split())
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return np.zeros((len(texts), self.context), np.int32)
 
 
 def shape_of_method(config: ConfigDict) -> tuple[Method, ClipConfig | None]:
@@ -88,7 +95,7 @@ def shape_of_method(config: ConfigDict) -> tuple[Method, ClipConfig | None]:
         return make_method(config, None), None
     if (name := Path(config.clip.name).name) in RELEASED and not Path(config.clip.name).exists():
         clip = dataclasses.replace(ClipConfig.preset(RELEASED[name]), **clip_changes(config))
-        return make_method(config, clip, ByWords), clip
+        return make_method(config, clip, lambda: ByWords(clip.context)), clip
     clip, _, tokenizer, _ = load_clip(config.clip.name, **clip_changes(config))
     return make_method(config, clip, tokenizer), clip
 

@@ -35,7 +35,7 @@ V5P = _tpu("TPU v5", 459e12, 2765e9, 95, "v5p")
 V6E = _tpu("TPU v6", 918e12, 1638e9, 32, "v6e")
 H100 = Chip("NVIDIA H100", 989e12, 67e12, 3350e9, 80e9, "data sheet of the H100 SXM; float32 without tensor cores")
 # Two multiply-adds of eight numbers a cycle. bfloat16 is multiplied as float32.
-CORE = Chip("", 96e9, 96e9, 10e9, 4e9, "a core with AVX2 at 3 GHz, half of a memory channel")
+CORE = Chip("", 96e9, 96e9, 10e9, 4e9, "cores with AVX2 at 3 GHz and half of a memory channel each")
 
 
 def chip_of(device_kind: str) -> Chip | None:
