@@ -1,87 +1,21 @@
-"""From files to prepared parts, several at a time, and to the scores of good parts. Memory is that of a few parts."""
+"""Several files at a time, to prepared parts and to the scores of good parts. Memory is that of a few parts."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.clouds.cleaning import cleaned
-from data_pipelines.clouds.loading import load_scan
-from data_pipelines.clouds.sampling import clean, knn, planes
+from data_pipelines.clouds.sampling import knn, planes
 from data_pipelines.scan import DataError
 from gsclip_jax.inspection.calibration import Calibration, dented
-from gsclip_jax.inspection.detector import Detector, Prepared
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How scans are read and cleaned; what of it scores depend on is part of the settings of results and calibrations."""
-
-    columns: tuple[str, ...] | None = None
-    unit: str = ""
-    remove_plane: bool = False
-    clean: bool = False
-    split: bool = False
-
-    def settings(self) -> dict[str, Any]:
-        """As JSON; the unit is only handed on."""
-        known = {key: value for key, value in dataclasses.asdict(self).items() if key != "unit" and value}
-        return known | ({"columns": list(self.columns)} if self.columns else {})
-
-
-class Ready(NamedTuple):
-    """A part that the model can score, and what else its scan said of its rows."""
-
-    prepared: Prepared
-    attributes: Mapping[str, np.ndarray]
-
-
-def ready_parts(detector: Detector, scan: Path, reading: Reading) -> list[Ready]:
-    """The parts of a scan, one but for `reading.split`; their names are the scan's.
-
-    Raises:
-      DataError: the file cannot be read or holds no part; one line that names it.
-    """
-    try:
-        loaded = load_scan(scan, reading.columns, reading.unit)
-        _, valid, note = clean(loaded.xyz, scan)
-        told = tuple(filter(None, (loaded.understood(valid), note)))
-        if not (reading.remove_plane or reading.clean or reading.split):
-            found = detector.prepare(loaded.xyz, scan.name, str(scan), loaded.colours, notes=told[:1])
-            return [Ready(found, loaded.attributes)]
-        apart = cleaned(loaded.xyz, valid, reading.remove_plane, reading.clean, reading.split)
-        parts = []
-        for number in range(apart.parts):
-            # Rows that were taken away, and those that hold no point, stay with the first part.
-            rows = (apart.part == number) | ((apart.part < 0) if number == 0 else False)
-            colours = None if loaded.colours is None else loaded.colours[rows]
-            source = f"{scan} part {number + 1}" if apart.parts > 1 else str(scan)
-            parts.append(Ready(
-                detector.prepare(loaded.xyz[rows], scan.name, source, colours, apart.removed[rows], (*told, *apart.notes)),
-                {name: values[rows] for name, values in loaded.attributes.items()},
-            ))  # fmt: skip
-        if not parts:
-            raise DataError(f"{scan}: nothing is left after cleaning; leave out --remove-plane, --clean or --split")
-        return parts
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        raise DataError(reason(error, scan)) from error
-
-
-def reason(error: Exception, scan: Path) -> str:
-    """One line, naming the scan."""
-    if isinstance(error, MemoryError):
-        return f"{scan}: not enough memory for a scan of this size; thin it out"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or scan}: {error.strerror}"
-    text = " ".join(str(error).split())
-    return text if str(scan) in text else f"{scan}: {text}"
+from gsclip_jax.inspection.detector import Detector
+from gsclip_jax.inspection.prepare import Prepared, Reading, ready_parts
 
 
 def cores() -> int:

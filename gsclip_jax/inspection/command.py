@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipelines import storage
 from data_pipelines.clouds.loading import LOADERS, UNITS
@@ -31,6 +32,10 @@ from data_pipelines.scan import DataError
 from gsclip_jax.inspection.inputs import STDIN, scans_of
 from gsclip_jax.inspection.store import Store, check_writable
 from gsclip_jax.runtime.names import of_model, one_line
+
+if TYPE_CHECKING:
+    from gsclip_jax.inspection.detector import Detector
+    from gsclip_jax.inspection.prepare import Reading
 
 CALIBRATION = "calibration.json"
 LISTED = 20  # failures that the summary repeats
@@ -44,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good")
     parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
+    add_scans(parser)
     add_reading(parser)
     return _ended(lambda: inspect(parser.parse_args(arguments)))
 
@@ -54,15 +60,21 @@ def calibrate_main(arguments: list[str] | None = None) -> int:
                     "verdicts by them. Refuses nothing but another model and other options of reading.")  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a small JSON file")
     parser.add_argument("--rate", type=float, default=0.1, help="false alarms: share of good parts called defective (0.1)")
+    add_scans(parser)
     add_reading(parser)
     return _ended(lambda: calibrate_only(parser.parse_args(arguments)))
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options of both commands: scans, model, how they are read and cleaned."""
+def add_scans(parser: argparse.ArgumentParser) -> None:
+    """The options of both commands: which scans, and how many at a time."""
     known = " ".join(LOADERS)
     parser.add_argument("scans", nargs="+", metavar="PATHS", help=f"scans ({known}, text also .gz), folders, patterns, -")
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with all folders below them")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read and draw (default: one a core, less one)")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The model, and how scans are read and cleaned: what scores depend on."""
     parser.add_argument("--model", "--workdir", metavar="DIR", dest="model",
                         help="a work directory of experiments.run, or an exported model (default: the embedded one)")  # fmt: skip
     parser.add_argument("--columns", metavar="X,Y,Z", help="which columns of a table are coordinates, by name or number from 1")
@@ -71,7 +83,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="take away stray points")
     parser.add_argument("--split", action="store_true", help="several parts in one scan, each on its own")
     parser.add_argument("--rasteriser", choices=RASTERISERS, help="what draws the views (default: what drew the model's)")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read and draw (default: one a core, less one)")
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """What `add_reading` asked for, but the model."""
+    from gsclip_jax.inspection.prepare import Reading
+
+    columns = tuple(word.strip() for word in args.columns.split(",")) if args.columns else None
+    return Reading(columns, args.unit, args.remove_plane, args.clean, args.split)
 
 
 def _ended(work) -> int:
@@ -100,7 +119,7 @@ def inspect(args: argparse.Namespace) -> int:
     scans = _scans(args, below=args.out)
     good = scans_of(args.good, args.recursive, (), args.out) if args.good else []
     check_writable(args.out)
-    detector, reading, workers = _opened(args)
+    detector, reading, workers = opened(args), reading_of(args), _workers(args)
     from gsclip_jax.inspection.calibration import RATE, load_calibration
 
     rate = RATE if args.rate is None else args.rate
@@ -115,7 +134,7 @@ def inspect(args: argparse.Namespace) -> int:
     try:
         warnings = []
         if good:
-            calibration, failed = _by_good(detector, reading, good, rate, workers, args.out / CALIBRATION)
+            calibration, failed = by_good(detector, reading, good, rate, workers, args.out / CALIBRATION)
             warnings += [f"a good part could not be used: {line}" for line in failed]
         elif not args.calibration:
             calibration = None
@@ -132,8 +151,8 @@ def calibrate_only(args: argparse.Namespace) -> int:
     scans = _scans(args, below=None)
     if os.path.lexists(args.out):
         raise DataError(f"--out {args.out} exists and stays as it is; name another file")
-    detector, reading, workers = _opened(args)
-    calibration, failures = _by_good(detector, reading, scans, args.rate, workers, args.out)
+    detector, reading, workers = opened(args), reading_of(args), _workers(args)
+    calibration, failures = by_good(detector, reading, scans, args.rate, workers, args.out)
     _say(calibration.told())
     return 1 if failures else 0
 
@@ -144,23 +163,26 @@ def _scans(args: argparse.Namespace, below: Path | None) -> list[Path]:
     return scans_of(args.scans, args.recursive, sys.stdin if STDIN in args.scans else (), below)
 
 
-def _opened(args: argparse.Namespace):
-    """The detector, how scans are read, and by how many threads."""
+def opened(args: argparse.Namespace) -> Detector:
+    """The detector of the options of `add_reading`. Raises ValueError: no such model, or Open3D cannot draw here."""
     _say(f"loading {f'the model of {args.model}' if args.model else 'the embedded model'}")
-    from gsclip_jax.inspection.batch import Reading, cores
     from gsclip_jax.inspection.detector import Detector, saved_model
     from gsclip_jax.runtime.compiled import keep_compiled
 
-    columns = tuple(word.strip() for word in args.columns.split(",")) if args.columns else None
-    reading = Reading(columns, args.unit, args.remove_plane, args.clean, args.split)
     _say(keep_compiled())
     model = storage.opened(args.model, write=False) if args.model else None
     if model:
         storage.pull(model, of_model)
-    return Detector(saved_model(model), args.rasteriser), reading, args.workers or max(1, cores() - 1)
+    return Detector(saved_model(model), args.rasteriser)
 
 
-def _by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path):
+def _workers(args: argparse.Namespace) -> int:
+    from gsclip_jax.inspection.batch import cores
+
+    return args.workers or max(1, cores() - 1)
+
+
+def by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path):
     """The calibration by good parts, and the lines of those that could not be used; kept in `path`, and taken from there."""
     from gsclip_jax.inspection.batch import calibrate
     from gsclip_jax.inspection.calibration import load_calibration
@@ -177,8 +199,9 @@ def _by_good(detector, reading, good: Sequence[Path], rate: float, workers: int,
 
 def _all(detector, reading, scans: Sequence[Path], store: Store, calibration, workers: int, warnings: list[str]) -> int:
     """Inspects what is not there yet, then writes the page and the summary."""
-    from gsclip_jax.inspection.batch import prepared_ahead, ready_parts
+    from gsclip_jax.inspection.batch import prepared_ahead
     from gsclip_jax.inspection.page import write_pages
+    from gsclip_jax.inspection.prepare import ready_parts
 
     left, failures = [scan for scan in scans if not store.done(scan)], []
     if len(left) < len(scans):

@@ -13,17 +13,17 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
 
 from data_pipelines.batch import Batch
-from data_pipelines.clouds.sampling import clean, nearest
-from data_pipelines.records.objects import Recipe, make_object, to_batch
-from data_pipelines.rendering.views import rasteriser
-from data_pipelines.scan import DataError, Scan
+from data_pipelines.clouds.sampling import nearest
+from data_pipelines.records.objects import Recipe, to_batch
+from data_pipelines.scan import DataError
 from gsclip_jax.inspection.heat import heat_maps
+from gsclip_jax.inspection.prepare import Prepared, Preparer
 from gsclip_jax.inspection.result import Part
 from gsclip_jax.inspection.saved import EMBEDDED, load_model, model_folder, recipe_in
 from gsclip_jax.method import Scores
@@ -46,19 +46,6 @@ class Model:
     digest: str
     recipe: Recipe
     score: Callable[[Batch], Scores]
-
-
-class Prepared(NamedTuple):
-    """A scan as the model reads it, and what becomes part of the result."""
-
-    name: str
-    source: str
-    xyz: np.ndarray
-    valid: np.ndarray
-    colours: np.ndarray | None
-    removed: np.ndarray
-    notes: tuple[str, ...]
-    made: dict[str, Any]  # of `make_object`
 
 
 def saved_model(folder: str | os.PathLike | None = None) -> Model:
@@ -100,7 +87,7 @@ def load(model: str | os.PathLike | None = None, draws: str | None = None) -> De
     return Detector(saved_model(model), draws)
 
 
-class Detector:
+class Detector(Preparer):
     """Scores scans, one or several at a time. May be used by several threads, which take turns.
 
     Args:
@@ -112,10 +99,8 @@ class Detector:
     """
 
     def __init__(self, model: Model, draws: str | None = None):
-        self.model = model
-        self.recipe = dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser)
-        self._alone, self._own = threading.Lock(), threading.local()
-        rasteriser(self.recipe.window, self.recipe.rasteriser)  # refuses now where it cannot draw
+        super().__init__(dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser))
+        self.model, self._alone = model, threading.Lock()
 
     @overload
     def __call__(self, points: np.ndarray, colours: np.ndarray | None = None) -> Part: ...
@@ -150,54 +135,21 @@ class Detector:
         """As `__call__`, of one scan with its name and its file, for messages and the result."""
         return self.finish(self.prepare(points, name, source, colours))
 
-    def prepare(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
-                removed: np.ndarray | None = None, notes: tuple[str, ...] = ()) -> Prepared:  # fmt: skip
-        """The first half of the work, without the model: several threads can do it at once, each with a drawing process.
-
-        Args:
-          removed: bool [N], rows that were taken away before.
-          notes: what was understood of the file, handed on.
-
-        Raises:
-          DataError: as `__call__`.
-        """
-        points = np.asarray(points)
-        if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
-            raise DataError(f"{source or name}: expected numbers of shape (points, 3), found {points.shape} {points.dtype}")
-        if colours is not None and (np.shape(colours) != points.shape or np.asarray(colours).dtype != np.uint8):
-            raise DataError(f"{source or name}: expected colours uint8 of shape {points.shape}, found {np.shape(colours)} "
-                            f"{np.asarray(colours).dtype}")  # fmt: skip
-        removed = np.zeros(len(points), bool) if removed is None else removed
-        xyz, valid, left_out = clean(np.where(removed[:, None], np.nan, points) if removed.any() else points, source or name)
-        left_out = "" if removed.any() else left_out
-        # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
-        try:
-            made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "", self._draw())
-        except RuntimeError as error:  # the drawing process went down: the next scan gets another
-            self._own.__dict__.clear()
-            raise DataError(f"{source or name}: could not be drawn ({error})") from error
-        notes = (*notes, made["note"]) if made["note"] else notes
-        return Prepared(name, source or name, np.array(points, np.float64), valid, colours, removed, notes, made)
-
-    def _draw(self):
-        """This thread's rasteriser: drawing processes take one job at a time."""
-        if threading.current_thread() is threading.main_thread():
-            return rasteriser(self.recipe.window, self.recipe.rasteriser)
-        if not hasattr(self._own, "draw"):
-            self._own.draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser)
-        return self._own.draw
-
     def finish(self, prepared: Prepared) -> Part:
         """The second half: scores, and what is made of them."""
-        made = prepared.made
         with self._alone:
-            scores = self.model.score(to_batch([made]))
-        scored = np.asarray(scores.points[0])
-        return Part(
-            name=prepared.name, source=prepared.source, score=float(scores.object[0]), xyz=prepared.xyz,
-            points=to_rows(scored, made, prepared.xyz, prepared.valid), colours=prepared.colours, removed=prepared.removed,
-            render=made["render"], depth=made["depth"], heat=heat_maps(scored, made, self.recipe), notes=prepared.notes,
-        )  # fmt: skip
+            scores = self.model.score(to_batch([prepared.made]))
+        return finished(scores, prepared, self.recipe)
+
+
+def finished(scores: Scores, prepared: Prepared, recipe: Recipe) -> Part:
+    """The part with the scores of a batch of it alone."""
+    made, scored = prepared.made, np.asarray(scores.points[0])
+    return Part(
+        name=prepared.name, source=prepared.source, score=float(scores.object[0]), xyz=prepared.xyz,
+        points=to_rows(scored, made, prepared.xyz, prepared.valid), colours=prepared.colours, removed=prepared.removed,
+        render=made["render"], depth=made["depth"], heat=heat_maps(scored, made, recipe), notes=prepared.notes,
+    )  # fmt: skip
 
 
 def to_rows(points: np.ndarray, made: Mapping[str, Any], xyz: np.ndarray, valid: np.ndarray) -> np.ndarray:
