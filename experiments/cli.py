@@ -19,6 +19,7 @@ COMMANDS = {
     "parity": ("gsclip_jax.parity.__main__", "Compare with arrays recorded from the authors' code."),
     "inspect": ("gsclip_jax.inspection.command", "Inspect your own parts."),
     "calibrate": ("gsclip_jax.inspection.calibrate", "Score good parts, for verdicts on others."),
+    "serve": ("gsclip_jax.service.command", "Inspect scans that others send over HTTP."),
     "doctor": ("experiments.doctor", "Devices, packages, weights and data: what is here, and what is missing."),
     "export": ("experiments.export", "Hand on a trained model in one small folder."),
 }

@@ -50,9 +50,13 @@ def load_mesh(path: Path, kind: str) -> tuple[np.ndarray, str]:
     return np.asarray(points, np.float64) + middle, f"mesh ({name}) of {len(faces)} faces, sampled at {POINTS} points"
 
 
+def is_binary_stl(content: bytes) -> bool:
+    """Whether an STL file that begins with `content` is binary: some of these begin with "solid", too."""
+    return not content.lstrip().startswith(b"solid") or b"facet" not in content[:1024]
+
+
 def check_stl(content: bytes, path: Path) -> None:
     """Raises DataError for an STL file cut short."""
-    binary = not content.lstrip().startswith(b"solid") or b"facet" not in content[:1024]
     promised = 84 + 50 * int.from_bytes(content[80:84], "little")
-    if len(content) < promised if binary else b"endsolid" not in content[-256:]:
+    if len(content) < promised if is_binary_stl(content) else b"endsolid" not in content[-256:]:
         raise DataError(f"{path}: truncated, or no STL file; export the mesh again")

@@ -60,6 +60,11 @@ def read_pcd(content: bytes, path: str | Path) -> list[Field]:
     return fields
 
 
+def stated_points(content: bytes, path: str | Path) -> int:
+    """The points of a PCD file by its header, which `content` begins with. Raises DataError: a broken header."""
+    return _header(content, path).points
+
+
 def _fits(there: int, needed: int, points: int, body: bytes, start: int, path: str | Path) -> None:
     if there < needed:
         raise DataError(f"{path}: truncated, {there} bytes where {points} points need {needed}; copy it again")

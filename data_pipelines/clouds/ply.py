@@ -83,6 +83,12 @@ def has_faces(content: bytes, path: str | Path) -> bool:
     return any(element.name in ("face", "faces", "tristrips") and element.count for element in _header(content, path)[0])
 
 
+def stated_rows(content: bytes, path: str | Path) -> int:
+    """The most rows that an element of a PLY file has by its header, which `content` begins with. Raises DataError: a broken
+    header."""
+    return max((element.count for element in _header(content, path)[0]), default=0)
+
+
 def _header(content: bytes, path: str | Path) -> tuple[list[_Element], bool, int]:
     """(elements, whether the body is text, where it starts)."""
     # A body may begin with a byte that looks like half a line end: the first line says what a line end is.

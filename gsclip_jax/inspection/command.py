@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
     add_scans(parser)
     add_reading(parser)
-    return _ended(lambda: inspect(parser.parse_args(arguments)))
+    return ended(lambda: inspect(parser.parse_args(arguments)))
 
 
 def calibrate_main(arguments: list[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def calibrate_main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=0.1, help="false alarms: share of good parts called defective (0.1)")
     add_scans(parser)
     add_reading(parser)
-    return _ended(lambda: calibrate_only(parser.parse_args(arguments)))
+    return ended(lambda: calibrate_only(parser.parse_args(arguments)))
 
 
 def add_scans(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,8 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return Reading(columns, args.unit, args.remove_plane, args.clean, args.split)
 
 
-def _ended(work) -> int:
+def ended(work: Callable[[], int]) -> int:
+    """The exit status of a command: what it returns, 1 for what was wrong, 130 when stopped; both with one line."""
     def stopped() -> int:
         try:
             return work()
@@ -139,7 +140,7 @@ def inspect(args: argparse.Namespace) -> int:
         elif not args.calibration:
             calibration = None
         if calibration:
-            _say(calibration.told())
+            say(calibration.told())
             warnings += [] if calibration.threshold is not None else [calibration.told()]
         return _all(detector, reading, scans, store, calibration, workers, warnings)
     finally:
@@ -153,7 +154,7 @@ def calibrate_only(args: argparse.Namespace) -> int:
         raise DataError(f"--out {args.out} exists and stays as it is; name another file")
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
     calibration, failures = by_good(detector, reading, scans, args.rate, workers, args.out)
-    _say(calibration.told())
+    say(calibration.told())
     return 1 if failures else 0
 
 
@@ -165,11 +166,11 @@ def _scans(args: argparse.Namespace, below: Path | None) -> list[Path]:
 
 def opened(args: argparse.Namespace) -> Detector:
     """The detector of the options of `add_reading`. Raises ValueError: no such model, or Open3D cannot draw here."""
-    _say(f"loading {f'the model of {args.model}' if args.model else 'the embedded model'}")
+    say(f"loading {f'the model of {args.model}' if args.model else 'the embedded model'}")
     from gsclip_jax.inspection.detector import Detector, saved_model
     from gsclip_jax.runtime.compiled import keep_compiled
 
-    _say(keep_compiled())
+    say(keep_compiled())
     model = storage.opened(args.model, write=False) if args.model else None
     if model:
         storage.pull(model, of_model)
@@ -205,7 +206,7 @@ def _all(detector, reading, scans: Sequence[Path], store: Store, calibration, wo
 
     left, failures = [scan for scan in scans if not store.done(scan)], []
     if len(left) < len(scans):
-        _say(f"{len(scans) - len(left)} of {len(scans)} scans are inspected already")
+        say(f"{len(scans) - len(left)} of {len(scans)} scans are inspected already")
     progress, done = Progress("inspecting: {} of {} scans", len(scans), done=len(scans) - len(left)), len(scans) - len(left)
     try:
         with interruptible():
@@ -252,7 +253,7 @@ def _keep(detector, store: Store, scan: Path, parts, calibration) -> None:
         part_record(part, store.folder)
         rows.append(row)
         verdict = f", {part.verdict.kind} (p {part.verdict.p_value:.3g})" if part.verdict else ""
-        _say(f"{part.source}: score {part.score:.4f}{verdict}; {part.notes[0] if part.notes else ''}")
+        say(f"{part.source}: score {part.score:.4f}{verdict}; {part.notes[0] if part.notes else ''}")
     store.commit(scan, rows)
 
 
@@ -260,9 +261,9 @@ def _summary(store: Store, rows: list[dict], failures: list[str], warnings: list
     kinds = [row["verdict"]["kind"] for row in rows if row["verdict"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("sound", "defective", "cannot tell"))
     for line in warnings:
-        _say(f"warning: {line}")
+        say(f"warning: {line}")
     told = counts if kinds else "ranked by score, without good parts no verdict"
-    _say(f"{len(rows)} parts in {store.folder}: {told}; see {page}")
+    say(f"{len(rows)} parts in {store.folder}: {told}; see {page}")
     if failures:
         _complain(f"{len(failures)} could not be inspected (all in {store.folder / 'failures.txt'}):", prefix="")
         for line in failures[:LISTED]:
@@ -276,7 +277,8 @@ def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """One line on standard output."""
     print(one_line(line), flush=True)
 
 

@@ -1,0 +1,1 @@
+"""Inspection over HTTP: `gsclip serve`."""
