@@ -18,7 +18,7 @@ from gsclip_jax.inspection.prepare import Reading
 from gsclip_jax.service.limits import Limits
 from gsclip_jax.service.reader import NOT_A_SCAN
 
-START = 120.0  # seconds that a process may take to start
+START = 300.0  # seconds that a process may take to start
 LARGE = 1 << 30  # bytes of memory with which a process is not asked again
 
 
@@ -55,7 +55,11 @@ class ReadingProcess:
             sys.executable, "-m", "gsclip_jax.service.reader", env=env, start_new_session=True, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        answer = await self._ask(self._spec, START)
+        try:
+            answer = await self._ask(self._spec, START)
+        except BaseException:
+            await self.end()
+            raise
         if answer is None or "error" in answer:
             await self.end()
             raise DataError((answer or {}).get("error") or "the process that reads scans does not start")
@@ -68,16 +72,15 @@ class ReadingProcess:
         try:
             answer = await self._ask(job, self.seconds)
         except TimeoutError:
-            why = f"{shown}: reading it takes more than {self.seconds:g} seconds; thin it out"
-            answer = {"status": NOT_A_SCAN, "error": why}
             await self.end()
+            return {"status": NOT_A_SCAN, "error": f"{shown}: reading it takes more than {self.seconds:g} seconds; thin it out"}
         except BaseException:
             await self.end()
             raise
         if answer is None:
-            answer = {"status": NOT_A_SCAN, "error": f"{shown}: the process that read it went down; export the scan again"}
             await self.end()
-        elif self._memory() > LARGE:  # what libraries keep of a large scan
+            return {"status": NOT_A_SCAN, "error": f"{shown}: the process that read it went down; export the scan again"}
+        if self._memory() > LARGE:  # what libraries keep of a large scan
             await self.end()
         return answer
 
