@@ -74,7 +74,7 @@ class Jobs:
       folder: all files, of jobs and of uploads; it goes when the service ends.
       scorer: None until the model is loaded.
       ready: whether the model is compiled, and a scan went all the way.
-      uploading: bodies that come in.
+      uploading: bodies that come in; under_way: scans that are read, scored, or between the two.
       readers: the processes that read.
     """
 
@@ -86,7 +86,7 @@ class Jobs:
         self._model = ThreadPoolExecutor(1, "model")
         self._tasks: list[asyncio.Task] = []
         self.readers: list[ReadingProcess] = []
-        self._busy = self.uploading = 0
+        self.under_way = self.uploading = 0
         self._pace = 2.0  # seconds a scan takes, as it was of late
         self.scorer: Scorer | None = None
         self.ready, self.stopping = False, False
@@ -123,7 +123,7 @@ class Jobs:
         while not self._queue.empty():
             job = self._queue.get_nowait()
             self._failed(job, 503, f"{job.name}: the service is stopping; send it again later")
-        while self._busy:
+        while self.under_way:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
@@ -223,7 +223,7 @@ class Jobs:
             async with self._busily():
                 await self._prepare(reader, job)
                 if job.state == "working":
-                    self._busy += 1  # until it is scored
+                    self.under_way += 1  # until it is scored
                     await self._read.put(job)
 
     async def _prepare(self, reader: ReadingProcess, job: Job) -> None:
@@ -246,7 +246,7 @@ class Jobs:
             try:
                 await self._score(job)
             finally:
-                self._busy -= 1
+                self.under_way -= 1
 
     async def _score(self, job: Job) -> None:
         begun = time.monotonic()
@@ -265,11 +265,11 @@ class Jobs:
 
     @contextlib.asynccontextmanager
     async def _busily(self):
-        self._busy += 1
+        self.under_way += 1
         try:
             yield
         finally:
-            self._busy -= 1
+            self.under_way -= 1
 
     def _failed(self, job: Job, status: int, error: str) -> None:
         job.state, job.status, job.error = "failed", status, error

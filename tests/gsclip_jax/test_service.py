@@ -84,9 +84,10 @@ def service():
 
 
 @contextlib.contextmanager
-def busy(detector: Detector):
-    """The model is in use by another."""
-    with detector._alone:
+def busy(service: Service):
+    """Nothing is under way, and the model is in use by another."""
+    until(lambda: not service.jobs.waiting and not service.jobs.under_way)
+    with service.detector._alone:
         yield
 
 
@@ -218,7 +219,7 @@ def in_hand(service: Service) -> list[str]:
 def test_a_full_queue_says_when_to_come_again_and_what_nobody_waits_for_is_dropped(service):
     send = {"params": {"name": "b.ply"}, "content": scan()}
     dropped = service.jobs.metrics.scans.labels("failed 410")
-    with busy(service.detector):
+    with busy(service):
         links = in_hand(service)
         for number in range(LIMITS.queue):
             answer = httpx2.post(f"{service.url}/scans", **send)
@@ -229,7 +230,7 @@ def test_a_full_queue_says_when_to_come_again_and_what_nobody_waits_for_is_dropp
         assert httpx2.get(links[-1] + "/page").status_code == 409 and httpx2.delete(links[-1]).status_code == 204
     until(lambda: all(httpx2.get(link).status_code == 200 for link in links[:-1]))
     assert "given up" in one_line(httpx2.get(links[-1]), 410)
-    with busy(service.detector):
+    with busy(service):
         in_hand(service)
         before = dropped._value.get()
         with pytest.raises(httpx2.ReadTimeout):
@@ -280,7 +281,7 @@ def test_ending_finishes_what_is_under_way_and_leaves_nothing(service):
     pids = [reader.pid for reader in service.jobs.readers]
     done = service.jobs.metrics.scans.labels("done")._value.get()
     folder, send = service.jobs.folder, {"params": WAIT | {"name": "a.ply"}, "content": scan(), "timeout": 300}
-    with busy(service.detector):
+    with busy(service):
         in_hand(service)
         asking = [threading.Thread(target=lambda: answers.append(httpx2.post(f"{service.url}/scans", **send))) for _ in range(2)]
         for one in asking:
