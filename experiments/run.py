@@ -38,7 +38,7 @@ from gsclip_jax.inspection.saved import finished_model, model_folder, save_model
 from gsclip_jax.methods import METHODS, trains_on
 from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime import clusters, distributed
-from gsclip_jax.runtime.distributed import after_first, is_first, shared, wait
+from gsclip_jax.runtime.distributed import after_first, connected, is_first, shared, wait
 from gsclip_jax.runtime.metric_writer import MetricWriter
 from gsclip_jax.runtime.sharding import batch_places, make_mesh, place, replicated
 from gsclip_jax.training.feature_store import FeatureStore, Source, find_features
@@ -156,7 +156,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
 
     trained = shared("trained", lambda: is_trained(config, workdir))
     trains = METHODS[config.method].trains and not trained
-    mesh, time = make_mesh(config.mesh.data, config.mesh.model, config.mesh.view), Timer(workdir / "seconds.json")
+    mesh = connected(make_mesh(config.mesh.data, config.mesh.model, config.mesh.view))
+    time = Timer(workdir / "seconds.json")
 
     # ---- records: what is trained on, and what is evaluated
     records = tested = None

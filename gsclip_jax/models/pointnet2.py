@@ -185,10 +185,14 @@ def interpolate(targets: jax.Array, sources: jax.Array, features: jax.Array) -> 
 
 
 def _layer(params: Params, stats: Params, x: jax.Array, train: bool, cfg: PointNet2Config) -> tuple[jax.Array, dict]:
-    """ReLU(BatchNorm(linear)) over the last axis; the statistics run over all others (batch included)."""
+    """ReLU(BatchNorm(linear)) over the last axis; the statistics run over all others (batch included).
+
+    In training the linear's bias cancels: it is in the running mean alone, and has no gradient. Where it is added and taken away
+    again its gradient is round-off, of which Adam makes full steps, and other ones on every number of devices.
+    """
     dtype = jnp.dtype(cfg.dtype)
     kernel = params["kernel"].astype(dtype)
-    y = jnp.dot(x.astype(dtype), kernel, precision=EXACT, preferred_element_type=jnp.float32) + params["bias"]
+    y = jnp.dot(x.astype(dtype), kernel, precision=EXACT, preferred_element_type=jnp.float32)
     if train:
         axes = tuple(range(y.ndim - 1))
         count = math.prod(y.shape[:-1])
@@ -196,10 +200,10 @@ def _layer(params: Params, stats: Params, x: jax.Array, train: bool, cfg: PointN
         var = jnp.square(y - mean).mean(axes)
         # torch normalises with the biased variance and remembers the unbiased one
         unbiased = lax.stop_gradient(var) * (count / max(count - 1, 1))
-        stats = {"mean": (1 - cfg.momentum) * stats["mean"] + cfg.momentum * lax.stop_gradient(mean),
+        stats = {"mean": (1 - cfg.momentum) * stats["mean"] + cfg.momentum * lax.stop_gradient(mean + params["bias"]),
                  "var": (1 - cfg.momentum) * stats["var"] + cfg.momentum * unbiased}
     else:
-        mean, var = stats["mean"], stats["var"]
+        mean, var = stats["mean"] - params["bias"], stats["var"]
     scale = params["bn"]["scale"] * lax.rsqrt(var + cfg.norm_eps)
     return jax.nn.relu((y - mean) * scale + params["bn"]["bias"]), dict(stats)
 

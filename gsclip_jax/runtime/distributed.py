@@ -11,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import combinations
 from typing import Any, TypeVar
 
 import jax
@@ -110,6 +112,23 @@ class Votes:
         votes = jax.make_array_from_process_local_data(self._sharding, np.full(self._here, wanted, np.int32))
         before, self._before = self._before, self._count(votes)
         return GO_ON if before is None else int(before)
+
+
+def connected(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh, once the devices of every group that it sums over have reached each other. All processes have to call it.
+
+    On CPUs a group is connected by its first sum, for which its processes have half a minute: the first step, after minutes of
+    compilation that take one of them longer than the other, would come too late.
+    """
+    names = [name for name, size in mesh.shape.items() if size > 1]
+    for axes in (axes for size in range(len(names) if count() > 1 else 0) for axes in combinations(names, size + 1)):
+        ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, P(mesh.axis_names)), lambda _: np.ones(1, np.int32))
+        others = P(tuple(name for name in mesh.axis_names if name not in axes))
+        add = partial(jax.lax.psum, axis_name=axes)
+        add = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=P(mesh.axis_names), out_specs=others)).lower(ones).compile()
+        wait(f"connect {', '.join(axes)}")
+        add(ones).block_until_ready()
+    return mesh
 
 
 def whole(tree: Any, mesh: jax.sharding.Mesh) -> Any:

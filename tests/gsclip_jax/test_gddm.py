@@ -98,6 +98,9 @@ def test_paper_gradient_reaches_everything(params, points):
     found = gradients(params, points, SMALL)
     for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]:
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    # A bias of the keys cancels in the softmax: no round-off of it that Adam would make steps of.
+    bias = np.asarray(found["attn"]["qkv_bias"])
+    assert not bias[1].any() and bias[0].any() and bias[2].any()
 
 
 def test_released_gradient_of_the_prototypes_is_exactly_zero(params, points):

@@ -181,14 +181,27 @@ def test_interpolation_with_fewer_than_three_sources():
 def test_batch_norm_statistics_by_hand():
     cfg = PointNet2Config(centroids=(1,), radii=(9.0,), neighbours=4, down=((1,),), up=((1,),), head=1)
     params, stats = init_pointnet2(jax.random.key(0), cfg)
-    layer = params["sa1"]["0"] | {"kernel": jnp.zeros((12, 1)).at[0].set(1.0)}  # passes x - x of the centre
+    # passes x - x of the centre, plus 7
+    layer = params["sa1"]["0"] | {"kernel": jnp.zeros((12, 1)).at[0].set(1.0), "bias": jnp.full(1, 7.0)}
     params = params | {"sa1": {"0": layer}}
     cloud = jnp.array([[[0, 0, 0], [1, 0, 0], [2, 0, 0], [5, 0, 0]]], jnp.float32)
     (_, shape), new, _ = run(params, stats, cloud, train=True, cfg=cfg)
-    # values 0, 1, 2, 5: mean 2, biased variance 3.5, unbiased 14/3; momentum 0.1 from (0, 1)
-    np.testing.assert_allclose(new["sa1"]["0"]["mean"], [0.2], rtol=1e-6)
+    # values 7, 8, 9, 12: mean 9, biased variance 3.5, unbiased 14/3; momentum 0.1 from (0, 1)
+    np.testing.assert_allclose(new["sa1"]["0"]["mean"], [0.9], rtol=1e-6)
     np.testing.assert_allclose(new["sa1"]["0"]["var"], [0.9 + 0.1 * 14 / 3], rtol=1e-6)
     np.testing.assert_allclose(shape, [[3 / np.sqrt(3.5 + 1e-5)]], rtol=1e-5)
+
+
+def test_a_bias_before_a_batch_norm_has_no_gradient_in_training():
+    """It cancels: what a sum would leave of it is round-off, another one on every number of devices, and a full step of Adam."""
+    params, stats = init_pointnet2(jax.random.key(0), TINY)
+
+    def loss(params):
+        (points, shape), *_ = pointnet2(params, stats, sphere(2, 32), train=True, cfg=TINY)
+        return (points**3).mean() + (shape**3).mean()
+
+    found = jax.jit(jax.grad(loss))(params)["sa1"]["0"]
+    assert not np.asarray(found["bias"]).any() and np.asarray(found["kernel"]).all() and np.asarray(found["bn"]["bias"]).all()
 
 
 # ---------------------------------------------------------------- what must not matter

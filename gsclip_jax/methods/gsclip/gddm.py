@@ -69,8 +69,10 @@ def outlier_scores(prototypes: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def _attend(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    """Multi-head self-attention without mask: [B,k,W] -> [B,k,W]."""
-    q, k, v = jnp.moveaxis(product("bkw,wthd->bkthd", x, params["qkv_kernel"]) + params["qkv_bias"], 2, 0)
+    """Multi-head self-attention without mask: [B,k,W] -> [B,k,W]. A bias of the keys cancels in the softmax: without a gradient,
+    since Adam would make steps of its round-off."""
+    bias = jnp.where(jnp.arange(3)[:, None, None] == 1, lax.stop_gradient(params["qkv_bias"]), params["qkv_bias"])
+    q, k, v = jnp.moveaxis(product("bkw,wthd->bkthd", x, params["qkv_kernel"]) + bias, 2, 0)
     weights = jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1]), axis=-1)
     return product("bhqk,bkhd,hdw->bqw", weights, v, params["out_kernel"]) + params["out_bias"]
 
