@@ -17,4 +17,5 @@ def test_ten_seconds_of_good_malformed_oversized_and_slow_posts(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["wrong"] == [] and figures["answers"]["good"]["200"] > 0 and figures["farthest score"] <= 1e-6
+    assert all(figures["answers"].values())
     assert figures["answers"]["slow"].keys() <= {"408", "429"} and figures["answers"]["oversized"].keys() <= {"413", "429"}
