@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from gsclip_jax.inspection.page import GoodParts
 from gsclip_jax.inspection.result import Part, Verdict
+from gsclip_jax.inspection.saved import EMBEDDED
 
 HOSTILE = ("<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "=cmd|' /C calc'!A0", "a\n‮b", "部品 тест", "a\udcff")
 
@@ -38,3 +43,12 @@ def part(name: str = "ball", dented: bool = False, count: int = 3000, judged: bo
 
 
 GOOD = GoodParts(np.linspace(0.15, 0.3, 19), threshold=0.5, rate=0.05, point_middle=0.32, point_threshold=0.5)
+
+
+def light_model(folder: Path) -> Path:
+    """The embedded model with three views of 80 pixels a side: a tenth of the work, where scores need not be good."""
+    shutil.copytree(EMBEDDED, folder)
+    about = json.loads((folder / "config.json").read_text())
+    about["config"]["data"].update(views=3, image_size=80)
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder

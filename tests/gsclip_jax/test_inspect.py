@@ -16,6 +16,7 @@ from data_pipelines.clouds.loading import load_scan
 from gsclip_jax.inspection import command
 from gsclip_jax.inspection.inputs import scans_of
 from tests.cloud_writers import ply
+from tests.parts import light_model
 
 
 def part(path: Path, seed: int = 0, points: int = 1200) -> Path:
@@ -68,29 +69,32 @@ def test_verdicts_by_good_parts_and_a_calibration_that_is_kept(tmp_path, capsys)
     for seed in range(4):
         part(tmp_path / "good" / f"{seed}.xyz", seed)
     part(tmp_path / "in" / "a.xyz", 9)
-    given = ["--good", str(tmp_path / "good"), "--rate", "0.2"]
+    model = ["--model", str(light_model(tmp_path / "model"))]
+    given = [*model, "--good", str(tmp_path / "good"), "--rate", "0.2"]
     assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), *given]) == 0
     (row,) = rows(tmp_path / "out")
     assert row["verdict"]["kind"] in ("sound", "defective", "cannot tell") and 0 < row["verdict"]["p_value"] <= 1
     assert row["verdict"]["threshold"] == max(json.loads((tmp_path / "out" / "calibration.json").read_text())["scores"])
     assert "4 good parts: defective above" in capsys.readouterr().out
-    assert command.calibrate_main([str(tmp_path / "good"), "--out", str(tmp_path / "c.json"), "--rate", "0.2"]) == 0
+    assert command.calibrate_main([str(tmp_path / "good"), "--out", str(tmp_path / "c.json"), *model, "--rate", "0.2"]) == 0
     known = json.loads((tmp_path / "c.json").read_text())
     assert known == json.loads((tmp_path / "out" / "calibration.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps({**known, "model": "0" * 64}))
-    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "o2"), "--calibration", str(tmp_path / "c.json")]) == 1
+    of_another = [*model, "--calibration", str(tmp_path / "c.json")]
+    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "o2"), *of_another]) == 1
     assert "made with model 000000000000" in capsys.readouterr().err and not (tmp_path / "o2").exists()
-    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "o3"), *given[:3], "0.05"]) == 0
+    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "o3"), *given[:-1], "0.05"]) == 0
     assert rows(tmp_path / "o3")[0]["verdict"]["kind"] == "cannot tell"
     capsys.readouterr()
-    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    assert command.main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), *model]) == 1
     assert "other settings (good, rate differ)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_call_loses_nothing_and_goes_on(tmp_path, number):
     scans, out = [part(tmp_path / "in" / f"part{i}.xyz", i) for i in range(8)], tmp_path / "out"
-    words = [sys.executable, "-m", "experiments.predict", *map(str, scans), "--out", str(out)]
+    words = [sys.executable, "-m", "experiments.predict", *map(str, scans), "--out", str(out),
+             "--model", str(light_model(tmp_path / "model"))]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     next(line for line in process.stdout if "part1.xyz: score" in line)
     time.sleep(0.1)
