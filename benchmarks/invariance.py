@@ -50,7 +50,8 @@ def main() -> int:
     from data_pipelines.clouds.files import read_cloud
     from data_pipelines.records.objects import to_batch
     from gsclip_jax.inspection.detector import Detector, saved_model, to_rows
-    from gsclip_jax.inspection.saved import EMBEDDED, load_model
+    from gsclip_jax.inspection.model import EMBEDDED
+    from gsclip_jax.inspection.saved import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--real", type=Path, default=Path("../shared/data/real3d_ad"))

@@ -54,7 +54,7 @@ def write_scans(real: Path, folder: Path, parts: int, points: int) -> list[Path]
 
 def small_model(folder: Path, scored: int) -> Path:
     """The embedded model with fewer scored points and smaller drawings."""
-    from gsclip_jax.inspection.saved import EMBEDDED
+    from gsclip_jax.inspection.model import EMBEDDED
 
     shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True)
     about = json.loads((folder / "config.json").read_text())

@@ -16,10 +16,11 @@ def load(model: str | os.PathLike | None = None) -> Detector:
     """A detector of defects on scans of any part: `gsclip_jax.inspection.detector.load`.
 
     Args:
-      model: a work directory of a training, or what `python -m experiments.export` wrote; None for the embedded model.
+      model: a work directory of a training, what `gsclip export` wrote, a URL of either, 'owner/name' on the Hugging Face hub
+        (downloaded once), or None for the embedded model.
 
     Raises:
-      ValueError: one line: no trained model there, a damaged one, or Open3D cannot draw here.
+      ValueError: one line: no model there, a damaged one, one that cannot be fetched, or Open3D cannot draw here.
     """
     from gsclip_jax.inspection.detector import load as load_detector  # JAX and what draws take seconds
 

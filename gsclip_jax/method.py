@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
-import optax
+
+if TYPE_CHECKING:
+    import optax  # a program that predicts needs none
 
 Params = dict[str, Any]  # group -> nested dict of arrays
 Stats = dict[str, Any]  # running statistics, group -> nested dict of arrays
@@ -111,6 +113,9 @@ class Method(Protocol):
     def for_inference(self) -> Method:
         """The same method with nothing computed twice: where no gradient is taken, rematerialisation saves nothing."""
 
+    def folded(self, params: Params) -> Params:
+        """Parameters for `predict` alone, with what was learned beside a weight added to it where that changes no score."""
+
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         """Scores of a batch, in inference mode."""
 
@@ -134,3 +139,6 @@ class MethodBase:
 
     def for_inference(self) -> MethodBase:
         return self.with_remat(False)
+
+    def folded(self, params: Params) -> Params:
+        return params

@@ -17,7 +17,6 @@ from gsclip_jax.models.clip import ClipConfig
 from gsclip_jax.runtime.documents import part, read_json, triple
 from gsclip_jax.runtime.keys import WeightsError, check_keys, plain
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Commits of the public repositories, so that a name means the same weights tomorrow.
 PINNED = {
     "openai/clip-vit-large-patch14-336": "ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
@@ -36,11 +35,6 @@ VISION_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_h
 
 
 # --- from the hub ----------------------------------------------------------------------------------------------------
-
-
-def is_hub_name(name: str) -> bool:
-    """'owner/model' that is no path on this machine."""
-    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def fetch(name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from gsclip_jax.methods.surface.descriptor import init_surface
 from gsclip_jax.models.clip import ClipConfig, clip_shapes
 from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2
 from gsclip_jax.runtime.keys import WeightsError, check_keys
+from gsclip_jax.runtime.names import is_hub_name
 
 MINI = Path(__file__).resolve().parents[1] / "assets" / "mini"
 OPENAI_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # where it lies beside the weights, it is taken as their tokenizer
@@ -39,7 +40,7 @@ def convert_source(source: PathLike, *, revision: str | None = None, cache_dir: 
     """
     commit = None
     name = os.fspath(source)
-    if huggingface.is_hub_name(name):
+    if is_hub_name(name):
         path, commit = huggingface.fetch(name, revision, cache_dir)
     elif revision is not None:
         raise WeightsError(f"{name}: a revision is for hub names ('owner/model'); leave it out for files")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from gsclip_jax.runtime.keys import WeightsError, check_keys, plain
 FORMAT = "gsclip_jax-1"
 RESERVED = "weights"  # the entry of config.json that this module writes
 STORED = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SMALLEST = "smallest"
 
 # what the library raises on files that are damaged, or hold kinds of numbers that numpy does not know
 UNREADABLE = (safetensors.SafetensorError, OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError, MemoryError)
@@ -121,14 +123,14 @@ def save_params(path: PathLike, params: Tree, *, config: Mapping[str, Any], dtyp
             Files appear whole or not at all.
         params: nested dict of arrays, numpy or jax. Floating arrays are stored as `dtype`, all others as they are.
         config: anything JSON can hold; the entry `weights` is reserved.
-        dtype: 'float32', 'float16' or 'bfloat16'.
+        dtype: 'float32', 'float16', 'bfloat16', or 'smallest': float16 where that changes no value of an array, else float32.
 
     Raises:
         ValueError: a tree with lists or None in it, an unknown dtype, a config that JSON cannot hold, or values that
             are not finite, or no longer finite as `dtype`.
     """
-    if dtype not in STORED:
-        raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(STORED)}")
+    if dtype not in (*STORED, SMALLEST):
+        raise ValueError(f"dtype {dtype!r}: choose one of {', '.join((*STORED, SMALLEST))}")
     if RESERVED in config:
         config = {name: value for name, value in config.items() if name != RESERVED}
     path = Path(path)
@@ -139,7 +141,7 @@ def save_params(path: PathLike, params: Tree, *, config: Mapping[str, Any], dtyp
         array = np.asarray(leaf)
         if jnp.issubdtype(array.dtype, jnp.floating):
             with np.errstate(over="ignore"):  # told below, by name
-                array = array.astype(STORED[dtype])
+                array = _smallest(array) if dtype == SMALLEST else array.astype(STORED[dtype])
             if not np.isfinite(array).all():
                 raise ValueError(f"parameter '{key}' is not finite as {dtype}; store it as float32 or repair it")
         flat[key] = np.ascontiguousarray(array).reshape(np.shape(leaf))
@@ -155,6 +157,12 @@ def save_params(path: PathLike, params: Tree, *, config: Mapping[str, Any], dtyp
             os.chmod(Path(scratch) / part, 0o644)
             os.replace(Path(scratch) / part, folder / part)
     return sha256
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    whole = array.astype(np.float32)
+    half = whole.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), whole) else whole
 
 
 def load_params(path: PathLike, like: Tree | None = None, *, verify: bool = True) -> tuple[dict, dict]:
@@ -177,7 +185,9 @@ def load_params(path: PathLike, like: Tree | None = None, *, verify: bool = True
         raise WeightsError(f"{config_file}: not the configuration of converted weights ({type(error).__name__}); "
                            "convert with `python -m gsclip_jax.convert FILE --to DIR`") from error
     if stored_format != FORMAT:
-        raise WeightsError(f"{config_file}: format {plain(stored_format, 60)}, not {FORMAT!r}; convert the weights again")
+        later = re.fullmatch(r"gsclip_jax-(\d{1,9})", str(stored_format))
+        advice = "upgrade gsclip_jax" if later and int(later[1]) > int(FORMAT.rpartition("-")[2]) else "convert the weights again"
+        raise WeightsError(f"{config_file}: format {plain(stored_format, 60)}, not {FORMAT!r}; {advice}")
     try:
         with safetensors.safe_open(file, "np") as reader:
             flat = {name: reader.get_tensor(name) for name in reader.keys()}

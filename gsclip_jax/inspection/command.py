@@ -31,7 +31,7 @@ from data_pipelines.rendering.projection import RASTERISERS
 from data_pipelines.scan import DataError
 from gsclip_jax.inspection.inputs import STDIN, scans_of
 from gsclip_jax.inspection.store import Store, check_writable
-from gsclip_jax.runtime.names import of_model, one_line
+from gsclip_jax.runtime.names import one_line
 
 if TYPE_CHECKING:
     from gsclip_jax.inspection.detector import Detector
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
     parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good; none: not "
+                        "even the one that lies in an exported model")  # fmt: skip
     parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
     add_scans(parser)
     add_reading(parser)
@@ -76,7 +77,8 @@ def add_scans(parser: argparse.ArgumentParser) -> None:
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """The model, and how scans are read and cleaned: what scores depend on."""
     parser.add_argument("--model", "--workdir", metavar="DIR", dest="model",
-                        help="a work directory of experiments.run, or an exported model (default: the embedded one)")  # fmt: skip
+                        help="a work directory of experiments.run, what gsclip export wrote, or owner/name on the Hugging Face "
+                        "hub (default: the embedded model)")  # fmt: skip
     parser.add_argument("--columns", metavar="X,Y,Z", help="which columns of a table are coordinates, by name or number from 1")
     parser.add_argument("--unit", choices=UNITS, default="", help="of the coordinates; scores do not depend on it")
     parser.add_argument("--remove-plane", action="store_true", help="take away the table under the part")
@@ -123,6 +125,11 @@ def inspect(args: argparse.Namespace) -> int:
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
     from gsclip_jax.inspection.calibration import RATE, load_calibration
 
+    if str(args.calibration) == "none":
+        args.calibration = None
+    elif not good and not args.calibration and detector.model.calibration:
+        args.calibration = detector.model.calibration
+        say(f"verdicts by the calibration of the model ({args.calibration}); --calibration none for a ranking")
     rate = RATE if args.rate is None else args.rate
     settings = {"model": detector.model.digest, "rasteriser": detector.recipe.rasteriser, **reading.settings()}
     given = [*scans, *good, *filter(None, [args.calibration])]
@@ -171,10 +178,7 @@ def opened(args: argparse.Namespace) -> Detector:
     from gsclip_jax.runtime.compiled import keep_compiled
 
     say(keep_compiled())
-    model = storage.opened(args.model, write=False) if args.model else None
-    if model:
-        storage.pull(model, of_model)
-    return Detector(saved_model(model), args.rasteriser)
+    return Detector(saved_model(args.model), args.rasteriser)
 
 
 def _workers(args: argparse.Namespace) -> int:

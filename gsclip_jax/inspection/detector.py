@@ -7,69 +7,23 @@ A detector is a `Model`, what a trained model is to inspection whatever file it 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-import jax
 import numpy as np
 
-from data_pipelines.batch import Batch
 from data_pipelines.clouds.sampling import nearest
 from data_pipelines.records.objects import Recipe, to_batch
 from data_pipelines.scan import DataError
+from gsclip_jax.inspection.formats import saved_model
 from gsclip_jax.inspection.heat import heat_maps
+from gsclip_jax.inspection.model import Model
 from gsclip_jax.inspection.prepare import Prepared, Preparer
 from gsclip_jax.inspection.result import Part
-from gsclip_jax.inspection.saved import EMBEDDED, load_model, model_folder, recipe_in
 from gsclip_jax.method import Scores
-from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.compiled import keep_compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What a trained model is to inspection.
-
-    Fields:
-      name: for messages.
-      digest: SHA-256, 64 hex digits, of all that its scores depend on: weights, settings, recipe.
-      recipe: how a scan becomes what it reads.
-      score: a batch of one object (`data_pipelines.batch`) -> `method.Scores`.
-    """
-
-    name: str
-    digest: str
-    recipe: Recipe
-    score: Callable[[Batch], Scores]
-
-
-def saved_model(folder: str | os.PathLike | None = None) -> Model:
-    """A model that a run of this project saved, or the embedded one.
-
-    Args:
-      folder: a work directory of `experiments.run`, what `experiments.export` wrote, or None for the embedded model.
-
-    Raises:
-      ConfigError: no trained model there, or of an earlier version; WeightsError: damaged. One line each.
-    """
-    if folder is None:
-        home, name = EMBEDDED, "the embedded model"
-    else:
-        home, name = model_folder(Path(folder)), f"the model of {os.fspath(folder)}"
-        if home is None:
-            raise ConfigError(f"{os.fspath(folder)} holds no trained model; run stage2.py with this --workdir first")
-    method, params, stats, config = load_model(home)
-    about = json.loads((home / "config.json").read_text())
-    recipe = recipe_in(config)
-    made_of = [about["weights"]["sha256"], about["clip_sha256"], recipe.json(), config.method, config.get("model", {}).to_dict()]
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    predict = jax.jit(method.for_inference().predict)
-    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)))
 
 
 def load(model: str | os.PathLike | None = None, draws: str | None = None) -> Detector:
@@ -77,7 +31,8 @@ def load(model: str | os.PathLike | None = None, draws: str | None = None) -> De
     up to half a minute while the model is compiled, once for this machine.
 
     Args:
-      model: a work directory of a training (`experiments.run`) or what `experiments.export` wrote; None for the embedded model.
+      model: a work directory of a training (`experiments.run`), what `gsclip export` wrote, a URL of either, 'owner/name' on the
+        Hugging Face hub (downloaded once), or None for the embedded model.
       draws: what draws the views, 'open3d' or 'numpy'; None for what drew those that the model was trained on.
 
     Raises:
@@ -91,7 +46,7 @@ class Detector(Preparer):
     """Scores scans, one or several at a time. May be used by several threads, which take turns.
 
     Args:
-      model: of `saved_model`.
+      model: of `formats.saved_model`.
       draws: 'open3d' or 'numpy'; None for what drew the views that the model was trained on.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from data_pipelines.datasets import joined_sizes
 from data_pipelines.records.objects import BEFORE, Recipe, recipe_of
 from gsclip_jax.build import build_model, load_frozen
 from gsclip_jax.convert.store import is_stored, load_params, save_params
+from gsclip_jax.inspection.model import Model
 from gsclip_jax.method import Method, Params, Stats
 from gsclip_jax.parts import ConfigError
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "demo"
 LATER = ("seen",)  # of a recipe: no key of a configuration
 
 
@@ -39,7 +40,7 @@ def trained_groups(params: Params) -> Params:
 
 
 def model_folder(workdir: Path) -> Path | None:
-    """Where a work directory, or what `python -m experiments.export` wrote, has its trained model; None where it has none."""
+    """Where a work directory, or what `gsclip export` wrote, has its trained model; None where it has none."""
     return next((folder for folder in (workdir / "model", workdir) if folder.is_dir() and is_stored(folder)), None)
 
 
@@ -62,7 +63,7 @@ def load_model(folder: Path) -> tuple[Method, Params, Stats, ConfigDict]:
     """The trained method of `save_model`, with its CLIP loaded from where the configuration says.
 
     Args:
-      folder: the model's; of a work directory WORKDIR/model, which may also be what `python -m experiments.export` wrote into
+      folder: the model's; of a work directory WORKDIR/model, which may also be what `gsclip export` wrote into
         WORKDIR.
 
     Raises:
@@ -80,6 +81,8 @@ def load_with_weights(folder: Path) -> tuple[Method, Params, Stats, ConfigDict, 
     if about.get("kind") != "gsclip" or "config" not in about:
         kind = about.get("kind")
         raise ConfigError(f"{home} holds weights of kind {kind!r}, no trained model; name a work directory of stage2.py")
+    if not isinstance(about["config"], dict):
+        raise ConfigError(f"{home / 'config.json'}: its config is no object; export the model again")
     config = ConfigDict(about["config"])
     if "data" in config:
         config.data.update({key: value for key, value in BEFORE.items() if key not in config.data})
@@ -94,6 +97,21 @@ def load_with_weights(folder: Path) -> tuple[Method, Params, Stats, ConfigDict, 
         return method, *trained, config, weights
     method, params, stats, weights = build_model(config)  # of an earlier version, without what the method has now
     return method, *finished_model(home, params, stats, weights), config, weights
+
+
+def read_saved(home: Path, name: str) -> Model:
+    """What `save_model` wrote, for inspection. Errors: as `load_model`."""
+    return model_of(home, name, *load_model(home))
+
+
+def model_of(home: Path, name: str, method: Method, params: Params, stats: Stats, config: ConfigDict) -> Model:
+    """`read_saved` of what is loaded already."""
+    about = json.loads((home / "config.json").read_text())
+    recipe = recipe_in(config)
+    made_of = [about["weights"]["sha256"], about["clip_sha256"], recipe.json(), config.method, config.get("model", {}).to_dict()]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    predict = jax.jit(method.for_inference().predict)
+    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)))
 
 
 def recipe_in(config: ConfigDict) -> Recipe:

@@ -106,7 +106,7 @@ class PointAd(MethodBase):
     def evidence(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Evidence, jax.Array]:
         """What the views say, and the texts [B,2,E] that they were compared with."""
         text = self.text(params)
-        text = jnp.broadcast_to(text, (len(batch["valid"]), *text.shape[1:]))
+        text = jnp.broadcast_to(text, (batch["valid"].shape[0], *text.shape[1:]))
         return views.compare(views.render_tokens(self.clip, params["clip"], batch), text), text
 
     def features(self, params: Params, stats: Stats, batch: Arrays) -> dict[str, jax.Array]:

@@ -199,8 +199,8 @@ def encode_image(
         raise ValueError(f"layers {layers}: give block numbers from 1 to {cfg.vision_layers}")
     given = x.reshape(-1, height, width, 3)
     x = spread_images(given).astype(cfg.dtype)
-    if dropout is not None and len(x) != len(given):
-        images = jnp.arange(len(given)) if dropout.images is None else dropout.images
+    if dropout is not None and x.shape[0] != given.shape[0]:
+        images = jnp.arange(given.shape[0]) if dropout.images is None else dropout.images
         dropout = dropout._replace(images=spread_images(images))
     tokens = clip.visual.embed(x, None if keep is None else spread_images(keep.reshape(-1, keep.shape[-1])))
     vv_start = cfg.vision_layers - cfg.vv_blocks if vv and cfg.vv_blocks else None
@@ -212,10 +212,10 @@ def encode_image(
         clip.visual.blocks, tokens, remat=cfg.remat, layers=layers, vv_start=vv_start, lora=lora, lora_scale=lora_scale,
         dropout=dropout, only=only,
     )  # fmt: skip
-    cls = clip.visual.project(features.last[:, 0])[: len(given)]  # what filled up the images takes no part
+    cls = clip.visual.project(features.last[:, 0])[: given.shape[0]]  # what filled up the images takes no part
     if not layers:
         return Encoded(cls.reshape(*leading, -1), jnp.zeros((0, *leading, tokens.shape[1], cls.shape[-1]), cls.dtype))
-    tokens = clip.visual.project(features.tokens)[:, : len(given)]
+    tokens = clip.visual.project(features.tokens)[:, : given.shape[0]]
     return Encoded(cls.reshape(*leading, -1), tokens.reshape(len(layers), *leading, *tokens.shape[2:]))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
+from pathlib import Path
 from urllib.parse import quote
 
 FORMULA = "=+-@\t\r\n＝＋－＠"  # what spreadsheets take for the beginning of a formula, in both widths
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LONGEST = 200  # bytes of a file's name that leave room for endings and numbers; file systems take 255
 
 
@@ -38,9 +41,15 @@ def one_line(name: str) -> str:
     return "".join(shown)
 
 
+def is_hub_name(name: str) -> bool:
+    """'owner/model' that is no path on this machine."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
 def of_model(path: str) -> bool:
     """Whether a file of a work directory, or of an exported model, belongs to the trained model."""
-    return path.removeprefix("model/").count("/") == 0 and path.endswith((".json", ".safetensors"))
+    endings = (".json", ".safetensors", ".stablehlo", ".onnx", ".onnx.data", "README.md")
+    return path.removeprefix("model/").count("/") == 0 and path.endswith(endings)
 
 
 def file_part(name: str) -> str:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from gsclip_jax.inspection.saved import EMBEDDED, load_model
+from gsclip_jax.inspection.model import EMBEDDED
+from gsclip_jax.inspection.saved import load_model
 from tests.data.earlier.make import batch
 
 NOW = {"pix": "pixel", "seen": "visible"}  # fields of a batch that had other names

@@ -12,7 +12,8 @@ from data_pipelines.rendering.views import rasteriser
 from data_pipelines.solids import synthetic
 from experiments import data, predict, run
 from experiments.command_line import parse
-from gsclip_jax.inspection.saved import EMBEDDED, load_model
+from gsclip_jax.inspection.model import EMBEDDED
+from gsclip_jax.inspection.saved import load_model
 from gsclip_jax.parts import ConfigError
 from tests.browser import opened, picture, ready, warm
 

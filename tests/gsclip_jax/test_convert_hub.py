@@ -12,6 +12,7 @@ import pytest
 
 from gsclip_jax.convert import huggingface
 from gsclip_jax.runtime.keys import WeightsError
+from gsclip_jax.runtime.names import is_hub_name
 
 constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "a" * 40
@@ -120,8 +121,8 @@ def test_without_a_network_the_message_says_what_to_do(server, monkeypatch):
 
 def test_public_names_mean_one_commit():
     assert all(len(commit) == 40 and int(commit, 16) for commit in huggingface.PINNED.values())
-    assert huggingface.is_hub_name("openai/clip-vit-large-patch14-336")
-    assert not any(map(huggingface.is_hub_name, ("mini", "/a/b", "./a", "a/b/c", "weights.pt", "tests/__init__.py")))
+    assert is_hub_name("openai/clip-vit-large-patch14-336")
+    assert not any(map(is_hub_name, ("mini", "/a/b", "./a", "a/b/c", "weights.pt", "tests/__init__.py")))
 
 
 def test_repositories_without_weights_are_refused():

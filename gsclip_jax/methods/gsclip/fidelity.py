@@ -67,6 +67,10 @@ class Switched(GsClip):
     def with_remat(self, remat: bool) -> Switched:
         return Switched(self.switches, self.cfg, replace(self.clip, remat=remat), self.net, self.sentences)
 
+    def folded(self, params: Params) -> Params:
+        dropped = self.switches.test_in_train_mode  # dropout on the factors' input: they cannot be added to the weights
+        return params if dropped else super().folded(params)
+
     # ---- text
 
     def deep_prompts(self, params: Params) -> jax.Array | None:

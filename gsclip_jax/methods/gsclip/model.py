@@ -27,10 +27,12 @@ from gsclip_jax.methods.gsclip.srm import SrmConfig, init_srm, srm
 from gsclip_jax.models import views
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_text
 from gsclip_jax.models.layers import normalise
-from gsclip_jax.models.lora import Dropout, init_lora
+from gsclip_jax.models.lora import Dropout, init_lora, merge_lora
 from gsclip_jax.models.pointnet2 import PointNet2Config, init_pointnet2, pointnet2
 from gsclip_jax.models.smoothing import Smoothing, smooth
 from gsclip_jax.models.views import Evidence
+
+FOLDED = "depth_tower"  # the group of parameters that `folded` makes
 
 
 class GsClip(MethodBase):
@@ -82,6 +84,19 @@ class GsClip(MethodBase):
 
     def start(self, params: Params) -> Params:
         return start_from_sentences(params, clip_module(self.clip, params["clip"]), *self.sentences) if self.sentences else params
+
+    @property
+    def lora_scale(self) -> float:
+        return self.cfg.model.lora_alpha / self.cfg.model.lora_rank
+
+    def folded(self, params: Params) -> Params:
+        """LoRA added to the MLPs of a depth tower, which shares all its other weights. In half precision it would be rounded, and
+        stays beside the tower."""
+        if self.clip.dtype != "float32":
+            return params
+        tower = self.depth_tower(params)
+        merged = {**tower, "blocks": merge_lora(tower["blocks"], params["lora"], self.lora_scale)}
+        return {**{group: tree for group, tree in params.items() if group != "lora"}, FOLDED: merged}
 
     def with_remat(self, remat: bool) -> GsClip:
         return GsClip(self.cfg, replace(self.clip, remat=remat), self.net, self.sentences)
@@ -137,14 +152,14 @@ class GsClip(MethodBase):
           key: turns LoRA's dropout on.
           place: int [B], rows of a whole batch that these objects are a part of.
         """
-        m, dropout = self.cfg.model, None
+        dropout = None
         if key is not None:
             count = images.shape[1]
             numbers = None if place is None else (place[:, None] * count + jnp.arange(count)).ravel()
-            dropout = Dropout(key, m.lora_dropout, numbers)
-        clip = clip_module(self.clip, {"visual": self.depth_tower(params)})
+            dropout = Dropout(key, self.cfg.model.lora_dropout, numbers)
+        clip = clip_module(self.clip, {"visual": params[FOLDED] if FOLDED in params else self.depth_tower(params)})
         encoded = encode_image(
-            clip, images, lora=params["lora"], lora_scale=m.lora_alpha / m.lora_rank, dropout=dropout,
+            clip, images, lora=params.get("lora"), lora_scale=self.lora_scale, dropout=dropout,
             layers=None if self.reads_depth == "all" else (),
         )  # fmt: skip
         return normalise(encoded.tokens[-1] if len(encoded.tokens) else encoded.cls[..., None, :])

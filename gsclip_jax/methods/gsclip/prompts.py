@@ -112,7 +112,7 @@ def prompts(
     if max(lengths) > total:
         raise ValueError(f"prompts of {max(lengths)} tokens, {total} fit; use fewer context or defect tokens")
 
-    batch = max(part.shape[0] if part.ndim == 3 else 1 for row in rows for part in row)
+    batch = next((part.shape[0] for row in rows for part in row if part.ndim == 3 and part.shape[0] != 1), 1)
     width = special["sos"].shape[-1]
     embeds = []
     for row, used in zip(rows, lengths, strict=True):

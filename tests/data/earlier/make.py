@@ -44,7 +44,8 @@ def main(out: Path) -> None:
 
     from experiments.run import parse
     from gsclip_jax.build import build_model
-    from gsclip_jax.inspection.saved import EMBEDDED, load_model, save_model
+    from gsclip_jax.inspection.model import EMBEDDED
+    from gsclip_jax.inspection.saved import load_model, save_model
 
     config, _ = parse(["--config", "stage2.py", "--config.method=pointad", "--config.compare="])
     _, params, stats, weights = build_model(config)

@@ -1,0 +1,34 @@
+"""What a trained model is to inspection, whatever folder it came from (formats.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.batch import Batch
+from data_pipelines.records.objects import Recipe
+from gsclip_jax.method import Scores
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "demo"
+EXPORTED = "gsclip program"  # kind of a folder (in its config.json) with a program, and not with the parameters of a method
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a trained model is to inspection.
+
+    Fields:
+      name: for messages.
+      digest: SHA-256, 64 hex digits, of all that its scores depend on: weights, settings, recipe. An exported program has that of
+        the model it was made of.
+      recipe: how a scan becomes what it reads.
+      score: a batch of one object (`data_pipelines.batch`) -> `method.Scores`.
+      calibration: the file that lies with it, where there is one.
+    """
+
+    name: str
+    digest: str
+    recipe: Recipe
+    score: Callable[[Batch], Scores]
+    calibration: Path | None = None
