@@ -1,12 +1,11 @@
 """Hands on a trained model as one folder: its parameters, or a program that needs none of the training code.
 
-gsclip export --out MODEL [--workdir RUN] [--format params|stablehlo|onnx] [--calibration FILE] [--push OWNER/NAME]
+gsclip export --out MODEL [--workdir RUN] [--format params|stablehlo] [--calibration FILE] [--push OWNER/NAME]
 
 gsclip inspect --model MODEL and gsclip_jax.load("MODEL") take any of them. Without --workdir it is the embedded model.
 
 params      what training changed, and the configuration; it needs the CLIP it was trained with
 stablehlo   a program for CPUs, CUDA GPUs and TPUs, with all its weights; it needs JAX
-onnx        a program for any ONNX runtime, one scan at a time, with all its weights; extra [onnx]
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="MODEL", help="folder of the exported model")
     parser.add_argument("--format", choices=FORMATS, default="params")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate with this model, to lie with it")
-    parser.add_argument("--half", action="store_true", help="params in half precision: half the size, other scores by about .001")
+    parser.add_argument("--half", action="store_true", help="params in half precision: half the size, slightly other scores")
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
 

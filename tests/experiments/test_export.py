@@ -156,7 +156,7 @@ def test_what_is_no_exported_model_stays_as_it_is(made, tmp_path, capsys):
 
 @pytest.mark.parametrize("changes, said", [
     ({"format": 2}, "format 2 is of a later gsclip_jax, this one reads up to 1; upgrade it"), ({"format": 0}, "export it again"),
-    ({"format": "1"}, "export it again"), ({"program": "../x"}, "a program of kind ../x, known are stablehlo, onnx"),
+    ({"format": "1"}, "export it again"), ({"program": "../x"}, "a program of kind ../x, known are stablehlo"),
     ({"digest": "x"}, "no digest"), ({"sha256": "0"}, "model.stablehlo: not the program that config.json vouches for"),
     ({"recipe": 5}, "it is no object"), ({"recipe": {"points": "many"}}, "recipe cannot be used"),
     ({"inputs": {"xyz": [[10**12, 3], "float32"]}}, "inputs are not what its recipe makes"), ({"inputs": []}, "inputs are not"),
