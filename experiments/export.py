@@ -34,6 +34,8 @@ from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.names import of_model
 
 FORMATS = ("params", *PROGRAMS)
+REFUSED = {"onnx": "jax2onnx 0.17.1 has no form for `eigh` of 3 x 3 matrices, which the surface stream takes, nor for stacks of "
+                   "them in `lu`; use --format stablehlo"}  # fmt: skip
 
 
 def steps_done(workdir: Path) -> dict[str, int]:
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="gsclip export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", metavar="RUN", help="a work directory of experiments.run (default: the embedded model)")
     parser.add_argument("--out", required=True, metavar="MODEL", help="folder of the exported model")
-    parser.add_argument("--format", choices=FORMATS, default="params")
+    parser.add_argument("--format", choices=(*FORMATS, *REFUSED), default="params")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate with this model, to lie with it")
     parser.add_argument("--half", action="store_true", help="params in half precision: half the size, slightly other scores")
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub")
@@ -69,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         args = parser.parse_args(arguments)
+        if args.format in REFUSED:
+            raise ConfigError(f"--format {args.format}: {REFUSED[args.format]}")
         if args.half and args.format != "params":
             raise ConfigError(f"--half: programs ({args.format}) keep the scores of the model; use it with --format params")
         workdir = storage.opened(args.workdir, write=False) if args.workdir else None

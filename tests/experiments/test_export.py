@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,9 @@ def test_what_is_no_exported_model_stays_as_it_is(made, tmp_path, capsys):
     assert export(["--workdir", str(made / "run"), "--out", str(tmp_path)]) == 1
     assert (tmp_path / "README.md").read_text() == "mine" and "holds something else" in capsys.readouterr().err
     shutil.copytree(made / "stablehlo", tmp_path / "model")
+    for refusal in (["--format", "onnx"], ["--format", "stablehlo", "--half"]):
+        assert export(["--workdir", str(made / "run"), "--out", str(tmp_path / "model"), *refusal]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
     assert export(["--workdir", str(made / "run"), "--out", str(tmp_path / "model"), "--half"]) == 0  # another format
     assert not (tmp_path / "model" / "model.stablehlo").exists() and set(tmp_path.glob("model/.*")) == set()
     assert saved_model(tmp_path / "model").digest == saved_model(made / "run").digest  # half precision already
@@ -239,7 +243,7 @@ def test_the_hub_both_ways(made, tmp_path, monkeypatch, capsys):
         assert export([*given, "params"]) == 1 and "error: --push tester/vases: " in capsys.readouterr().err
     offline = "import gsclip_jax, sys; print(gsclip_jax.load('tester/vases').model.digest)"
     # The server is gone, the cache is not.
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache"), "PATH": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", offline], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == saved_model(made / "run").digest, done.stderr[-1000:]
 
