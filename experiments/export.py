@@ -34,8 +34,8 @@ from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.names import of_model
 
 FORMATS = ("params", *PROGRAMS)
-REFUSED = {"onnx": "what jax2onnx 0.17.1 makes of PointAD, onnxruntime 1.32 refuses (an Expand of other dimensions), and for GS-CLIP it "
-           "has no form of `eigh` of 3 x 3 matrices; use --format stablehlo"}  # fmt: skip
+REFUSED = {"onnx": "what jax2onnx 0.17.1 makes of PointAD, onnxruntime 1.32 refuses (an Expand of other dimensions), and it has "
+                   "no form of `eigh` of 3 x 3 matrices for GS-CLIP; use --format stablehlo"}  # fmt: skip
 
 
 def steps_done(workdir: Path) -> dict[str, int]:
