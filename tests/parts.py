@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gsclip_jax.inspection.model import EMBEDDED
 from gsclip_jax.inspection.page import GoodParts
 from gsclip_jax.inspection.result import Part, Verdict
-from gsclip_jax.inspection.saved import EMBEDDED
 
 HOSTILE = ("<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "=cmd|' /C calc'!A0", "a\n‮b", "部品 тест", "a\udcff")
 

@@ -13,6 +13,7 @@ from data_pipelines.datasets import joined_sizes
 from data_pipelines.records.objects import BEFORE, Recipe, recipe_of
 from gsclip_jax.build import build_model, load_frozen
 from gsclip_jax.convert.store import is_stored, load_params, save_params
+from gsclip_jax.inspection.model import EMBEDDED as EMBEDDED  # by its earlier place
 from gsclip_jax.inspection.model import Model
 from gsclip_jax.method import Method, Params, Stats
 from gsclip_jax.parts import ConfigError
