@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Params = dict[str, Any]  # group -> nested dict of arrays
 Stats = dict[str, Any]  # running statistics, group -> nested dict of arrays
 Arrays = Mapping[str, jax.Array]  # a batch on the device, with the stage's stored features where there are any
+Tokens = dict[str, jax.Array]  # stream -> [B,V,P,E] of the patches of views, or [B,M,E] of the scored points; of any length
 Loss = Callable[..., tuple[jax.Array, tuple[Stats, dict[str, jax.Array]]]]  # of Stage.loss
 Features = Callable[[Params, Stats, Arrays], dict[str, jax.Array]]
 
@@ -119,6 +120,9 @@ class Method(Protocol):
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         """Scores of a batch, in inference mode."""
 
+    def predict_with_tokens(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Scores, Tokens]:
+        """The same scores, and the tokens by which a part can be compared with good ones; {} where a method has none."""
+
 
 class MethodBase:
     """Members of a Method that most leave as they are: no stages, nothing loaded, parameters used as they were initialised."""
@@ -142,3 +146,6 @@ class MethodBase:
 
     def folded(self, params: Params) -> Params:
         return params
+
+    def predict_with_tokens(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Scores, Tokens]:
+        return self.predict(params, stats, batch), {}

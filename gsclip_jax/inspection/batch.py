@@ -16,6 +16,7 @@ from data_pipelines.scan import DataError
 from gsclip_jax.inspection.calibration import Calibration, dented
 from gsclip_jax.inspection.detector import Detector
 from gsclip_jax.inspection.prepare import Prepared, Reading, ready_parts
+from gsclip_jax.inspection.references import LEAST, References, make_references
 
 
 def cores() -> int:
@@ -55,27 +56,53 @@ def calibrate(detector: Detector, scans: Sequence[Path], reading: Reading, rate:
     Raises:
       DataError: none of them could be read.
     """
-    def work(scan: Path) -> list[tuple[Prepared, Prepared]]:
-        parts = [one.prepared for one in ready_parts(detector, scan, reading)]
-        return [(part, with_dent(detector, part, at)) for at, part in enumerate(parts)]
-
     scores, highest, middles, probes, failures = [], [], [], [], []
-    for done, (_, found) in enumerate(prepared_ahead(work, scans, workers), 1):
-        if isinstance(found, DataError):
-            failures.append(str(found))
-            continue
-        for good, probe in found:
-            part = detector.finish(good)
-            scores.append(part.score)
-            highest.append(float(np.nanmax(part.points)))
-            middles.append(float(np.nanmedian(part.points)))
-            probes.append(detector.finish(probe).score)
-        say(done)
+    for good, probe in _with_dents(detector, scans, reading, workers, failures, say):
+        part = detector.finish(good)
+        scores.append(part.score)
+        highest.append(float(np.nanmax(part.points)))
+        middles.append(float(np.nanmedian(part.points)))
+        probes.append(detector.finish(probe).score)
     if not scores:
         raise DataError(f"none of the {len(scans)} good parts can be used; the first: {failures[0]}")
     made = Calibration(detector.model.digest, reading.settings(), rate, tuple(scores), tuple(highest), float(np.median(middles)),
                        tuple(probes))  # fmt: skip
     return made, failures
+
+
+def refer(detector: Detector, scans: Sequence[Path], reading: Reading, workers: int,
+          say: Callable[[int], None] = lambda done: None) -> tuple[References | None, list[str]]:  # fmt: skip
+    """Good parts as references, and the lines of those that could not be read. None where the model gives no tokens to compare
+    by, or fewer than `references.LEAST` can be used.
+
+    Args:
+      say: is told how many scans are done.
+    """
+    parts, failures = [], []
+    if detector.model.described is None:
+        return None, failures
+    for good, probe in _with_dents(detector, scans, reading, workers, failures, say):
+        parts.append((detector.described(good), detector.described(probe)))
+        if not parts[0][0].tokens:
+            return None, failures
+    if len(parts) < LEAST:
+        return None, failures
+    return make_references(detector.model.digest, reading.settings(), *zip(*parts, strict=True)), failures
+
+
+def _with_dents(detector: Detector, scans: Sequence[Path], reading: Reading, workers: int, failures: list[str],
+                say: Callable[[int], None]) -> Iterator[tuple[Prepared, Prepared]]:  # fmt: skip
+    """Every good part of the scans, and the same with a dent put into it. Scans that cannot be read give a line to `failures`."""
+    def work(scan: Path) -> list[tuple[Prepared, Prepared]]:
+        parts = [one.prepared for one in ready_parts(detector, scan, reading)]
+        return [(part, with_dent(detector, part, at)) for at, part in enumerate(parts)]
+
+    for done, (_, found) in enumerate(prepared_ahead(work, scans, workers), 1):
+        if isinstance(found, DataError):
+            failures.append(str(found))
+        else:
+            yield from found
+        say(done)
 
 
 def with_dent(detector: Detector, good: Prepared, number: int) -> Prepared:

@@ -40,6 +40,8 @@ class Calibration:
       highest: [G], the highest point score of each.
       middle: the median score of their points.
       dented: [D], scores of good parts with a dent put into them; () where nobody tried.
+      references: SHA-256 of the file with the good parts that all scores are compared with (`references.References`); '' for
+        zero-shot scores.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Calibration:
     highest: tuple[float, ...]
     middle: float
     dented: tuple[float, ...] = ()
+    references: str = ""
 
     def __post_init__(self):
         if not 0 < self.rate < 1:
@@ -60,7 +63,7 @@ class Calibration:
     @property
     def needed(self) -> int:
         """Good parts that the rate takes, at least."""
-        return math.ceil(1 / self.rate - 1e-9) - 1
+        return needed(self.rate)
 
     def _from_top(self) -> int:
         """k: a part is called defective that scores above the k-th highest good part; 0 where there are too few of them."""
@@ -149,12 +152,19 @@ class Calibration:
         write_atomic(Path(path), json.dumps(known, indent=1) + "\n")
 
 
-def load_calibration(path: str | Path, model: str, settings: Mapping[str, Any], rate: float | None = None) -> Calibration:
+def needed(rate: float) -> int:
+    """Good parts of a calibration that a false-alarm rate takes, at least."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
+def load_calibration(path: str | Path, model: str, settings: Mapping[str, Any], rate: float | None = None,
+                     references: bool = False) -> Calibration:  # fmt: skip
     """What `Calibration.save` wrote.
 
     Args:
       model, settings: of the parts that are to be judged.
       rate: instead of the one it was saved with.
+      references: whether the caller compares with references, too; without, a calibration of such scores is refused.
 
     Raises:
       DataError: no such file, no calibration, or one of another model or other settings; one line.
@@ -174,6 +184,9 @@ def load_calibration(path: str | Path, model: str, settings: Mapping[str, Any], 
     if found.settings != json.loads(json.dumps(settings)):
         raise DataError(f"{path}: its good parts were prepared with {_words(found.settings)}, now it is {_words(settings)}; give "
                         "the same options, or calibrate again")  # fmt: skip
+    if found.references and not references:
+        raise DataError(f"{path}: its scores are compared with reference parts, which is not done here; make one with gsclip "
+                        "calibrate without --references")  # fmt: skip
     return found if rate is None else dataclasses.replace(found, rate=rate)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gsclip_jax.inspection.detector import Detector
     from gsclip_jax.inspection.prepare import Reading
 
-CALIBRATION = "calibration.json"
+CALIBRATION, BANK = "calibration.json", ".safetensors"  # of the references, beside the calibration
 LISTED = 20  # failures that the summary repeats
 
 
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
                         "even the one that lies in an exported model")  # fmt: skip
     parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
     add_scans(parser)
+    _add_references(parser)
     add_reading(parser)
     return ended(lambda: inspect(parser.parse_args(arguments)))
 
@@ -62,6 +63,7 @@ def calibrate_main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a small JSON file")
     parser.add_argument("--rate", type=float, default=0.1, help="false alarms: share of good parts called defective (0.1)")
     add_scans(parser)
+    _add_references(parser)
     add_reading(parser)
     return ended(lambda: calibrate_only(parser.parse_args(arguments)))
 
@@ -72,6 +74,11 @@ def add_scans(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scans", nargs="+", metavar="PATHS", help=f"scans ({known}, text also .gz), folders, patterns, -")
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with all folders below them")
     parser.add_argument("--workers", type=int, default=0, help="threads that read and draw (default: one a core, less one)")
+
+
+def _add_references(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--references", action="store_true",
+                        help="some of the good parts (12 or more) are compared with, which finds places better")  # fmt: skip
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +130,7 @@ def inspect(args: argparse.Namespace) -> int:
     good = scans_of(args.good, args.recursive, (), args.out) if args.good else []
     check_writable(args.out)
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
-    from gsclip_jax.inspection.calibration import RATE, load_calibration
+    from gsclip_jax.inspection.calibration import RATE
 
     if str(args.calibration) == "none":
         args.calibration = None
@@ -132,17 +139,18 @@ def inspect(args: argparse.Namespace) -> int:
         say(f"verdicts by the calibration of the model ({args.calibration}); --calibration none for a ranking")
     rate = RATE if args.rate is None else args.rate
     settings = {"model": detector.model.digest, "rasteriser": detector.recipe.rasteriser, **reading.settings()}
-    given = [*scans, *good, *filter(None, [args.calibration])]
+    given = [*scans, *good, *([args.calibration, args.calibration.with_suffix(BANK)] if args.calibration else [])]
     if args.calibration:
-        calibration = load_calibration(args.calibration, detector.model.digest, reading.settings(), args.rate)
+        detector, calibration = _known(detector, reading, args.calibration, args.rate)
         settings |= {"calibration": checksum(args.calibration), "rate": calibration.rate}
     elif good:
-        settings |= {"good": _digest(good), "rate": rate}
+        settings |= {"good": _digest(good), "rate": rate, **({"references": True} if args.references else {})}
     store = Store(args.out, settings, given)
     try:
         warnings = []
         if good:
-            calibration, failed = by_good(detector, reading, good, rate, workers, args.out / CALIBRATION)
+            path = args.out / CALIBRATION
+            detector, calibration, failed = compared(detector, reading, good, rate, workers, path, args.references)
             warnings += [f"a good part could not be used: {line}" for line in failed]
         elif not args.calibration:
             calibration = None
@@ -157,10 +165,11 @@ def inspect(args: argparse.Namespace) -> int:
 def calibrate_only(args: argparse.Namespace) -> int:
     """What `calibrate_main` does with its options. Errors: as `inspect`."""
     scans = _scans(args, below=None)
-    if os.path.lexists(args.out):
-        raise DataError(f"--out {args.out} exists and stays as it is; name another file")
+    for path in (args.out, args.out.with_suffix(BANK)):
+        if os.path.lexists(path):
+            raise DataError(f"--out {args.out}: {path} exists and stays as it is; name another file")
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
-    calibration, failures = by_good(detector, reading, scans, args.rate, workers, args.out)
+    _, calibration, failures = compared(detector, reading, scans, args.rate, workers, args.out, args.references)
     say(calibration.told())
     return 1 if failures else 0
 
@@ -187,8 +196,49 @@ def _workers(args: argparse.Namespace) -> int:
     return args.workers or max(1, cores() - 1)
 
 
-def by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path):
-    """The calibration by good parts, and the lines of those that could not be used; kept in `path`, and taken from there."""
+def compared(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path, compare: bool):
+    """`by_good`, and before it the detector: with `compare`, and where there are enough good parts, some of them are references
+    that it compares with, and the calibration is by the others. The references lie beside `path`."""
+    from gsclip_jax.inspection.batch import refer
+    from gsclip_jax.inspection.calibration import needed
+    from gsclip_jax.inspection.references import reference_parts
+
+    if path.exists():
+        return *_known(detector, reading, path, rate), []
+    chosen, references, failed = reference_parts(len(good), needed(rate)) if compare else [], None, []
+    if chosen:
+        progress = Progress("references", len(chosen))
+        references, failed = refer(detector, [good[at] for at in chosen], reading, workers, progress.update)
+    if not references:
+        return detector, *by_good(detector, reading, good, rate, workers, path)
+    for line in failed:
+        _complain(line)
+    say(references.told())
+    references.save(path.with_suffix(BANK))
+    others, detector = [scan for at, scan in enumerate(good) if at not in chosen], detector.with_references(references)
+    calibration, more = by_good(detector, reading, others, rate, workers, path, checksum(path.with_suffix(BANK)))
+    return detector, calibration, [*failed, *more]
+
+
+def _known(detector, reading, path: Path, rate: float | None):
+    """The detector, with the references of a calibration file where it has any, and that calibration."""
+    from gsclip_jax.inspection.calibration import load_calibration
+    from gsclip_jax.inspection.references import references_beside
+
+    calibration = load_calibration(path, detector.model.digest, reading.settings(), rate, references=True)
+    if calibration.references:
+        references = references_beside(path, calibration.references, detector.model.digest, reading.settings())
+        say(references.told())
+        detector = detector.with_references(references)
+    return detector, calibration
+
+
+def by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path, references: str = ""):
+    """The calibration by good parts, and the lines of those that could not be used; kept in `path`, and taken from there.
+
+    Args:
+      references: SHA-256 of those that the detector compares with.
+    """
     from gsclip_jax.inspection.batch import calibrate
     from gsclip_jax.inspection.calibration import load_calibration
 
@@ -198,6 +248,7 @@ def by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, 
     calibration, failures = calibrate(detector, good, reading, rate, workers, progress.update)
     for line in failures:
         _complain(line)
+    calibration = dataclasses.replace(calibration, references=references)
     calibration.save(path)
     return calibration, failures
 
@@ -235,6 +286,7 @@ def _all(detector, reading, scans: Sequence[Path], store: Store, calibration, wo
     drift = calibration.drift([row["score"] for row in rows]) if calibration else ""
     warnings = [*warnings, *filter(None, [drift])]
     about = {"model": detector.model.name, "date": datetime.date.today().isoformat(), "model digest": detector.model.digest[:12]}
+    about |= {"references": detector.references.told()} if detector.references else {}
     pages = write_pages(store.folder, f"{len(rows)} parts", calibration and calibration.for_page(warnings), about, failures)
     _summary(store, rows, failures, warnings, pages[0])
     return 1 if failures else 0

@@ -6,6 +6,7 @@ A detector is a `Model`, what a trained model is to inspection whatever file it 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -21,6 +22,7 @@ from gsclip_jax.inspection.formats import saved_model
 from gsclip_jax.inspection.heat import heat_maps
 from gsclip_jax.inspection.model import Model
 from gsclip_jax.inspection.prepare import Prepared, Preparer
+from gsclip_jax.inspection.references import References, Seen, seen
 from gsclip_jax.inspection.result import Part
 from gsclip_jax.method import Scores
 from gsclip_jax.runtime.compiled import keep_compiled
@@ -56,6 +58,7 @@ class Detector(Preparer):
     def __init__(self, model: Model, draws: str | None = None):
         super().__init__(dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser))
         self.model, self._alone = model, threading.Lock()
+        self.references: References | None = None
 
     @overload
     def __call__(self, points: np.ndarray, colours: np.ndarray | None = None) -> Part: ...
@@ -90,10 +93,29 @@ class Detector(Preparer):
         """As `__call__`, of one scan with its name and its file, for messages and the result."""
         return self.finish(self.prepare(points, name, source, colours))
 
+    def with_references(self, references: References) -> Detector:
+        """The same detector, whose scores have good parts' part in them (`references.make_references`)
+
+        Raises:
+          DataError: the model gives no tokens to compare by.
+        """
+        if self.model.described is None:
+            raise DataError(f"{self.model.name} gives no tokens to compare with good parts; use the one it was exported from")
+        found = copy.copy(self)
+        found.references = references
+        return found
+
+    def described(self, prepared: Prepared) -> Seen:
+        """What `references.make_references` takes of a part."""
+        batch = to_batch([prepared.made])
+        with self._alone:
+            return seen(*self.model.described(batch), batch)
+
     def finish(self, prepared: Prepared) -> Part:
         """The second half: scores, and what is made of them."""
+        batch = to_batch([prepared.made])
         with self._alone:
-            scores = self.model.score(to_batch([prepared.made]))
+            scores = self.references.join(*self.model.described(batch), batch) if self.references else self.model.score(batch)
         return finished(scores, prepared, self.recipe)
 
 

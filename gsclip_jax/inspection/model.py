@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.batch import Batch
 from data_pipelines.records.objects import Recipe
-from gsclip_jax.method import Scores
+from gsclip_jax.method import Scores, Tokens
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "demo"
 EXPORTED = "gsclip program"  # kind of a folder (in its config.json) with a program, and not with the parameters of a method
@@ -24,6 +24,8 @@ class Model:
         the model it was made of.
       recipe: how a scan becomes what it reads.
       score: a batch of one object (`data_pipelines.batch`) -> `method.Scores`.
+      described: the same batch -> the same scores, and the tokens that references are compared by (`method.Tokens`); None where
+        the model gives none, as exported programs.
       calibration: the file that lies with it, where there is one.
     """
 
@@ -32,3 +34,4 @@ class Model:
     recipe: Recipe
     score: Callable[[Batch], Scores]
     calibration: Path | None = None
+    described: Callable[[Batch], tuple[Scores, Tokens]] | None = None

@@ -111,8 +111,10 @@ def model_of(home: Path, name: str, method: Method, params: Params, stats: Stats
     recipe = recipe_in(config)
     made_of = [about["weights"]["sha256"], about["clip_sha256"], recipe.json(), config.method, config.get("model", {}).to_dict()]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    predict = jax.jit(method.for_inference().predict)
-    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)))
+    method = method.for_inference()
+    predict, described = jax.jit(method.predict), jax.jit(method.predict_with_tokens)
+    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)),
+                 described=lambda batch: jax.device_get(described(params, stats, batch)))  # fmt: skip
 
 
 def recipe_in(config: ConfigDict) -> Recipe:

@@ -32,7 +32,7 @@ MARK, LINES, TABLE, PARTS, FAILURES, BEGUN = (
     "inspection.json", "results.jsonl", "results.csv", "parts", "failures.txt", ".begun.json",
 )  # fmt: skip
 KIND, FORMAT = "gsclip inspection", 1
-OWN = (LINES, TABLE, PARTS, FAILURES, "index.html", "page_parts", "calibration.json")
+OWN = (LINES, TABLE, PARTS, FAILURES, "index.html", "page_parts", "calibration.json", "calibration.safetensors")
 ENDINGS = (".ply", ".json")
 COLUMNS = ("name", "source", "verdict", "p_value", "score", "highest_point_score", "suspicious_points", "points", "removed",
            "threshold", "point_threshold", "reason", "notes")  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats
+from gsclip_jax.method import Arrays, MethodBase, Params, Scores, Stage, Stats, Tokens
 from gsclip_jax.methods.gsclip import losses
 from gsclip_jax.methods.gsclip.config import Config
 from gsclip_jax.methods.gsclip.gddm import GddmConfig, gddm, init_gddm
@@ -217,6 +217,13 @@ class GsClip(MethodBase):
 
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         return self.score(self.evidence(params, stats, batch)[0], batch)
+
+    def predict_with_tokens(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Scores, Tokens]:
+        """Patches of the render stream and, where it has any, of the depth stream."""
+        streams = {"render": self.render_tokens(params, batch)}
+        if self.reads_depth == "all":
+            streams["depth"] = self.depth_tokens(params, views.images(self.clip, batch["depth"]))
+        return self.predict(params, stats, batch), {name: tokens[:, :, 1:] for name, tokens in streams.items()}
 
     def score(self, found: Evidence, batch: Arrays) -> Scores:
         """Scores of docs/method.md."""

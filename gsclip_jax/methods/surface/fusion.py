@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gsclip_jax.method import Arrays, Params, Scores, Stats
+from gsclip_jax.method import Arrays, Params, Scores, Stats, Tokens
 from gsclip_jax.methods.surface.descriptor import describe, encode_surface
 from gsclip_jax.models import views
 from gsclip_jax.models.similarity import TEMPERATURE, text_logits
@@ -28,6 +28,7 @@ class SurfaceEvidence(NamedTuple):
 
     views: Evidence
     logits: jax.Array  # [B,M,2], cosines / tau
+    tokens: jax.Array | None = None  # [B,M,E], unit, that they are of
 
 
 class WithSurface:
@@ -56,10 +57,17 @@ class WithSurface:
         """What views and surface say, and the texts [B,2,E] that they were compared with."""
         found, text = self.method.evidence(params, stats, batch)
         tokens = encode_surface(params[GROUP], describe(batch["xyz"], batch["neighbours"], batch["valid"]))
-        return SurfaceEvidence(found, text_logits(tokens, text, tau=TEMPERATURE, normalised=True)), text
+        return SurfaceEvidence(found, text_logits(tokens, text, tau=TEMPERATURE, normalised=True), tokens), text
 
     def predict(self, params: Params, stats: Stats, batch: Arrays) -> Scores:
         return self.score(self.evidence(params, stats, batch)[0], batch)
+
+    def predict_with_tokens(self, params: Params, stats: Stats, batch: Arrays) -> tuple[Scores, Tokens]:
+        """Tokens of the surface, and of the views where they add to these (benchmarks/references.md): of their depth."""
+        found, _ = self.evidence(params, stats, batch)
+        _, tokens = self.method.predict_with_tokens(params, stats, batch)
+        beside = {"depth": tokens["depth"]} if "depth" in tokens else {}
+        return self.score(found, batch), {"surface": found.tokens, **beside}
 
     def score(self, found: SurfaceEvidence, batch: Arrays) -> Scores:
         """The views' scores with the surface's evidence joined to the points'; what of the points' evidence is the surface's, the
