@@ -6,6 +6,7 @@ model. A file that takes it down, or takes too long, costs one scan and a new pr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -88,6 +89,7 @@ def serve(jobs, answers) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the service ends this one
     # Libraries print to standard output: keep it for answers, and send theirs to standard error.
     with os.fdopen(os.dup(1), "w") as private:

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from gsclip_jax.convert import load_checkpoint, load_clip, load_pointnet2
 from gsclip_jax.convert.__main__ import main
 from gsclip_jax.convert.authors import plain_names, recognise
 from gsclip_jax.convert.files import load_state
 from gsclip_jax.convert.fusion_names import aligner_to_torch, gddm_to_torch, srm_to_torch
+from gsclip_jax.convert.load import load_checkpoint, load_clip, load_pointnet2
 from gsclip_jax.convert.pointnet2_names import to_torch
 from gsclip_jax.methods.align3d import Align3d, Config
 from gsclip_jax.methods.align3d.config import Model

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gsclip_jax.convert import load as load_module
-from gsclip_jax.convert import load_clip
 from gsclip_jax.convert.__main__ import main
 from gsclip_jax.convert.files import load_state
+from gsclip_jax.convert.load import load_clip
 from gsclip_jax.convert.openai_names import clip_from_state_dict
 from gsclip_jax.convert.store import load_params, save_params
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_tokens

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_safetensors
 
-from gsclip_jax.convert import authors, load_checkpoint, load_clip
+from gsclip_jax.convert import authors
 from gsclip_jax.convert.files import State
-from gsclip_jax.convert.load import convert_source
+from gsclip_jax.convert.load import convert_source, load_checkpoint, load_clip
 from gsclip_jax.convert.open_clip import Said
 from gsclip_jax.convert.store import save_params
 from gsclip_jax.models.clip import ClipConfig, init_clip

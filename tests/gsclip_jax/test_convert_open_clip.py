@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gsclip_jax.convert import authors, load, load_clip
+from gsclip_jax.convert import authors, load
 from gsclip_jax.convert.__main__ import main
 from gsclip_jax.convert.files import State
+from gsclip_jax.convert.load import load_clip
 from gsclip_jax.convert.open_clip import Said, clip_config
 from gsclip_jax.models.clip import ClipConfig, clip_module, encode_image, encode_tokens, preprocess_rgb
 from gsclip_jax.runtime.keys import WeightsError
