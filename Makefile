@@ -22,7 +22,7 @@ test: venv
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: venv
-	XLA_FLAGS="$$XLA_FLAGS" $(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow
 
 # torch is only an oracle for the tests; without it those tests are skipped, saying so.
 oracles: venv

@@ -22,7 +22,7 @@ from tests.experiments.test_processes import end, free_port
 
 STEPS = 60  # of each of two stages
 # Most of the time here is compilation.
-QUICK = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
+QUICK = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, save_every_s: float = 1.0, steps: int = STEPS, processes: int = 2) -> list[subprocess.Popen]:
