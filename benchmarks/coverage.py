@@ -77,6 +77,11 @@ def verdicts(made, rows: list[dict]) -> Counter:
     return Counter(made.judge(dataclasses.replace(blank, score=row["score"])).kind for row in rows)
 
 
+def from_top(rate: float, good: int) -> int:
+    """k: at this rate a part is called defective that scores above the k-th highest of so many good parts; 0: too few."""
+    return int(rate * (good + 1) + 1e-9)
+
+
 def within(count: int, parts: int, rate: float, good: int | None = None) -> tuple[bool, str]:
     """Whether so many of the parts may be called defective at this rate; the shares that may be, in words. With `good`, of a
     threshold by so many good parts, which are a sample as well."""
@@ -84,7 +89,7 @@ def within(count: int, parts: int, rate: float, good: int | None = None) -> tupl
 
     if good is None:
         law = binom(parts, rate)
-    elif k := int(rate * (good + 1) + 1e-9):
+    elif k := from_top(rate, good):
         law = betabinom(parts, k, good + 1 - k)
     else:  # too few for a threshold
         law = binom(parts, 0)
@@ -101,7 +106,7 @@ def table(rows: list[dict], good: int, parts: int) -> tuple[list[str], bool]:
     for rate in RATES:
         made = calibration(known, rate)
         told, others = verdicts(made, judged), verdicts(made, spoilt)
-        exact = int(rate * (good + 1) + 1e-9) / (good + 1)
+        exact = from_top(rate, good) / (good + 1)
         plain, (right, wide) = within(told["defective"], parts, exact)[1], within(told["defective"], parts, rate, good)
         fine &= right
         lines.append(f"| {rate:.0%} | {exact:.1%} | {told['defective'] / parts:.1%} | {plain} | {wide} | "
@@ -119,7 +124,7 @@ def table(rows: list[dict], good: int, parts: int) -> tuple[list[str], bool]:
                 shares.append(told["defective"] / (good + parts - few))
                 kinds += told
             low, high = np.quantile(shares, [0.05, 0.95])
-            exact = int(rate * (few + 1) + 1e-9) / (few + 1)
+            exact = from_top(rate, few) / (few + 1)
             said = ", ".join(f"{count / kinds.total():.0%} {kind}" for kind, count in sorted(kinds.items()))
             lines.append(f"| {few} | {rate:.0%} | {exact:.1%} | {np.mean(shares):.1%} | {low:.1%} to {high:.1%} | {said} |")
     return lines, fine

@@ -4,7 +4,7 @@
         [--out benchmarks/stream.md]
 
 Copies of real scans, thinned and with noise of their own, are inspected twice by the same command: once undisturbed, with the
-memory of the command and of its drawing process read from /proc while it goes, and once killed (SIGKILL) at random moments and
+memory of the command and of its drawing process read while it goes, and once killed (SIGKILL) at random moments and
 started again. The second folder of results has to say what the first one says: every part once, the same scores, every file
 there, and not one scan touched. The model is the embedded one with fewer scored points and fewer, smaller drawings, so that a
 part takes less than a second. Fails where anything is lost, or where the last parts take a tenth more memory than the first.
@@ -13,6 +13,7 @@ part takes less than a second. Fails where anything is lost, or where the last p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -21,10 +22,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -70,26 +71,14 @@ def start(scans: Path, model: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=log, stderr=log, env=env)
 
 
-def children(process: int) -> Iterator[int]:
-    """All processes below one, those of threads too."""
-    try:
-        lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    except OSError:
-        return
-    for child in map(int, " ".join(lists).split()):
-        yield child
-        yield from children(child)
-
-
 def resident(process: int) -> int:
     """Bytes that a process and those below it hold."""
     total = 0
-    for each in (process, *children(process)):
-        try:
-            lines = Path(f"/proc/{each}/status").read_text().splitlines()
-            total += next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
-        except (OSError, IndexError):
-            pass
+    with contextlib.suppress(psutil.NoSuchProcess):
+        main = psutil.Process(process)
+        for each in (main, *main.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += each.memory_info().rss
     return total
 
 
@@ -120,7 +109,8 @@ def killed(scans: Path, model: Path, out: Path, parts: int, kills: int, seed: in
         while process.poll() is None and (done(out) < before + more if more else time.monotonic() - began < patience):
             time.sleep(0.02)
         time.sleep(patience if more else 0)
-        below = list(children(process.pid))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
         if process.poll() is not None:
             wrong.append(f"kill {number + 1} came after the end")
             break
@@ -131,7 +121,7 @@ def killed(scans: Path, model: Path, out: Path, parts: int, kills: int, seed: in
         if len(lines) < before:
             wrong.append(f"kill {number + 1}: {before} parts were there before, {len(lines)} after")
         time.sleep(3)
-        left = [each for each in below if Path(f"/proc/{each}").exists()]
+        left = [each for each in below if each.is_running()]
         if left:
             wrong.append(f"kill {number + 1}: {len(left)} processes of it go on")
     process = start(scans, model, out)

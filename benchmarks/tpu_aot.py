@@ -21,7 +21,6 @@ several presets share once.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -29,8 +28,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +148,7 @@ def record(row: dict) -> None:
     def replaced(old: dict) -> bool:
         return all(old.get(key) == row[key] for key in same) and bool(set(old["presets"]) & set(row["presets"]))
 
-    with locked(RECORD.with_suffix(".lock"), lambda: None):
+    with locked(RECORD.with_suffix(".lock")):
         rows = [old for old in recorded() if not replaced(old)] + [row]
         write_json(RECORD, sorted(rows, key=lambda one: [str(one[key]) for key in ("presets", *same)]))
 
@@ -169,16 +167,10 @@ def alike(options: argparse.Namespace, name: str) -> list[list[str]]:
     return sorted(groups.values(), key=lambda group: "" in group)
 
 
-@contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """Holds the file as a lock, in turn with others that wait for it (`flock FILE COMMAND`)."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def table(options: argparse.Namespace) -> int:
     """Compiles the rows that the JSON lacks, one at a time: steps and predictions first."""
+    from data_pipelines.files import locked
+
     groups = {name: alike(options, name) for name in ORDER}
     topologies = [options.topology] if options.topology else TOPOLOGIES
     wanted = [(topology, group, name) for names in (ORDER[:3], ORDER[3:]) for of in (0, 1) for topology in topologies
@@ -190,7 +182,7 @@ def table(options: argparse.Namespace) -> int:
         what = f"{number} of {len(wanted)}: {topology} {name} of {', '.join(row['presets'])}"
         print(f"{what}: {'there' if there else 'compiling'}", file=sys.stderr, flush=True)
         if not there:
-            with holding(options.lock) if options.lock else nullcontext():
+            with locked(options.lock) if options.lock else nullcontext():
                 record(row | measured(programs, name))
     return 0
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
-from data_pipelines.batch import FIELDS, OPTIONAL
 from data_pipelines.records.objects import recipe_of
 from data_pipelines.records.store import Plan, check_plan
 from data_pipelines.scan import DataError, NoColour, no_colour
 from experiments import data, evaluations, identity, protocol, scans
 from experiments.compared import compared_with
 from experiments.export import is_trained
+from experiments.programs import batch_shapes, bytes_of
 from experiments.published import METHODS as TITLES
 from gsclip_jax import build
 from gsclip_jax.convert.load import load_clip, load_pointnet2, load_surface
@@ -105,7 +104,7 @@ def check_before(config: ConfigDict, workdir: Path, seen: Seen | None = None, de
     counts = seen.once([about_data, trains, tests, workdir if not trains else ""], lambda: _data(config, workdir, trains, tests))
     kept = ("method", "clip", "pointnet2", "data.name", *(field.name for field in dataclasses.fields(row.config)))
     about_model = [(k, v) for k, v in values.items() if k.startswith(kept)]
-    method, each, weights = seen.once([about_model, _batch(config)], lambda: _model(config, seen))
+    method, each, weights = seen.once([about_model, batch_shapes(config, 1)], lambda: _model(config, seen))
     _space(storage.opened(config.cache), each * counts["train"] if trains else 0, "stored features")
     _space(workdir, (weights if trains else 0) + counts["test"] * 8 * config.data.points, "checkpoints and scores")
 
@@ -234,32 +233,17 @@ def _model(config: ConfigDict, seen: Seen) -> tuple[Method, int, int]:
                 params[group] = load_surface(config.clip.name, clip_cfg.embed_dim)[0]
         if "pointnet2" in params and config.pointnet2.weights:
             load_pointnet2(config.pointnet2.weights, build.net_config(config))
-        batch = _batch(config)
+        batch = batch_shapes(config, 1)
         alone = method.for_inference()
         jax.eval_shape(alone.predict, params, stats, batch)
         stored, trained = {}, 0
         for stage in alone.stages:
             stored |= jax.eval_shape(stage.features, params, stats, batch)
-            trained = max(trained, _bytes(partition(params, stage)[0]))
+            trained = max(trained, bytes_of(partition(params, stage)[0]))
     except (TypeError, IndexError, ZeroDivisionError, AssertionError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(f"the model cannot be built with this configuration: {why}") from None
-    return method, _bytes(stored), 10 * trained  # parameters and two moments, in three checkpoints, and the model
-
-
-def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of one object."""
-    recipe = recipe_of(data.data_config(config))
-    size = {"B": 1, "V": len(recipe.camera_list()), "H": recipe.image_size, "W": recipe.image_size, "N": recipe.cloud_points,
-            "M": recipe.points, "K": recipe.neighbours}  # fmt: skip
-    return {
-        name: jax.ShapeDtypeStruct(tuple(size.get(axis, axis) for axis in axes), jnp.dtype(dtype))
-        for name, (axes, dtype, _) in FIELDS.items() if name not in OPTIONAL - set(trains_on(config))
-    }  # fmt: skip
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return method, bytes_of(stored), 10 * trained  # parameters and two moments, in three checkpoints, and the model
 
 
 # ---- disk

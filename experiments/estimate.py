@@ -28,7 +28,7 @@ from experiments.compared import compared_with
 from experiments.data import target, wants_rgb
 from experiments.estimated_page import memory_line, text
 from experiments.planned import Scans, scans_of
-from experiments.programs import Programs, batch_shapes
+from experiments.programs import Programs, batch_shapes, bytes_of
 from experiments.rates import Rates, Rendered, rates, rendering
 from gsclip_jax.methods import METHODS
 from gsclip_jax.parts import ConfigError
@@ -180,7 +180,7 @@ def work(config: ConfigDict, train: int, tested: int, seen: dict[str, Flops] | N
             seen[key] = flops(function, *arguments)
         return seen[key]
 
-    each = _bytes(batch_shapes(config, 1))
+    each = bytes_of(batch_shapes(config, 1))
     phases, stored, kept, widest = [], {}, 0, 0
     for stage in programs.method.stages if train else ():
         if config.task == "stage1" != stage.name:
@@ -190,18 +190,18 @@ def work(config: ConfigDict, train: int, tested: int, seen: dict[str, Flops] | N
         if new:
             fresh = lambda *given, new=new, run=program.run: {name: run(*given)[name] for name in new}  # noqa: E731
             count = counted(program.name, fresh, program.arguments)
-            written = _bytes(new) // program.rows
+            written = bytes_of(new) // program.rows
             phases.append(Phase(f"encode for {stage.name}", train, stage.batch_size, _times(count, train, program.rows),
                                 train * (each + written)))  # fmt: skip
             stored |= new
             kept += train * written
         step = programs.program(stage.name)
         steps = stage.epochs * math.ceil(train / stage.batch_size)
-        read = _bytes(step.arguments[2]) // step.rows
+        read = bytes_of(step.arguments[2]) // step.rows
         passes = steps * stage.batch_size
         count = counted(step.name, step.run, step.arguments) * steps
         phases.append(Phase(stage.name, passes, stage.batch_size, count, passes * read))
-        widest = max(widest, _bytes(partition(programs.params, stage)[0]))
+        widest = max(widest, bytes_of(partition(programs.params, stage)[0]))
     scores = SCORES * config.data.points
     if tested:
         program = programs.program("predict")
@@ -227,11 +227,6 @@ def _new(program, stored: dict) -> dict:
 def _times(count: Flops, objects: int, rows: int) -> Flops:
     """Of so many objects, by the count of a call with `rows`."""
     return Flops(count.products * objects // rows, count.other * objects // rows, count.open_loops, count.half * objects // rows)
-
-
-def _bytes(tree: Any) -> int:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _record(scans: Scans, config: ConfigDict) -> tuple[Rendered | None, str]:

@@ -111,6 +111,12 @@ def batch_shapes(config: ConfigDict, rows: int) -> dict[str, jax.ShapeDtypeStruc
     }  # fmt: skip
 
 
+def bytes_of(tree: Any) -> int:
+    """Of a tree of arrays or shapes, keys of random numbers left out."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 class Programs:
     """Those of one configuration.
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gsclip_jax.inspection.detector import Detector
     from gsclip_jax.inspection.prepare import Reading
 
-CALIBRATION, BANK = "calibration.json", ".safetensors"  # of the references, beside the calibration
+CALIBRATION = "calibration.json"
 LISTED = 20  # failures that the summary repeats
 
 
@@ -46,10 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="gsclip inspect", description=__doc__.split("\n\n", 2)[2],
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
-    parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good; none: not "
-                        "even the one that lies in an exported model")  # fmt: skip
-    parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
+    add_good(parser, "; none: not even the one that lies in an exported model")
     add_scans(parser)
     _add_references(parser)
     add_reading(parser)
@@ -79,6 +76,25 @@ def add_scans(parser: argparse.ArgumentParser) -> None:
 def _add_references(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", action="store_true",
                         help="some of the good parts (12 or more) are compared with, which finds places better")  # fmt: skip
+
+
+def add_good(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """By which good parts verdicts are given; `more` is said of --calibration."""
+    parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=f"of gsclip calibrate, instead of --good{more}")
+    parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
+
+
+def check_good(args: argparse.Namespace) -> None:
+    """Raises DataError for what `add_good` cannot mean."""
+    if args.good and args.calibration:
+        raise DataError("--good and --calibration: give one of them")
+    _check_rate(args)
+
+
+def _check_rate(args: argparse.Namespace) -> None:
+    if args.rate is not None and not 0 < args.rate < 1:
+        raise DataError(f"--rate {args.rate}: a share between 0 and 1")
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -122,8 +138,7 @@ def inspect(args: argparse.Namespace) -> int:
         model, a calibration that does not fit.
       KeyboardInterrupt: stopped, saying where.
     """
-    if args.good and args.calibration:
-        raise DataError("--good and --calibration: give one of them")
+    check_good(args)
     if storage.is_url(args.out):
         raise DataError(f"--out {args.out}: results are written into a folder of this machine; name one")
     scans = _scans(args, below=args.out)
@@ -131,6 +146,7 @@ def inspect(args: argparse.Namespace) -> int:
     check_writable(args.out)
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
     from gsclip_jax.inspection.calibration import RATE
+    from gsclip_jax.inspection.references import ENDING
 
     if str(args.calibration) == "none":
         args.calibration = None
@@ -139,7 +155,7 @@ def inspect(args: argparse.Namespace) -> int:
         say(f"verdicts by the calibration of the model ({args.calibration}); --calibration none for a ranking")
     rate = RATE if args.rate is None else args.rate
     settings = {"model": detector.model.digest, "rasteriser": detector.recipe.rasteriser, **reading.settings()}
-    given = [*scans, *good, *([args.calibration, args.calibration.with_suffix(BANK)] if args.calibration else [])]
+    given = [*scans, *good, *([args.calibration, args.calibration.with_suffix(ENDING)] if args.calibration else [])]
     if args.calibration:
         detector, calibration = _known(detector, reading, args.calibration, args.rate)
         settings |= {"calibration": checksum(args.calibration), "rate": calibration.rate}
@@ -164,8 +180,11 @@ def inspect(args: argparse.Namespace) -> int:
 
 def calibrate_only(args: argparse.Namespace) -> int:
     """What `calibrate_main` does with its options. Errors: as `inspect`."""
+    from gsclip_jax.inspection.references import ENDING
+
+    _check_rate(args)
     scans = _scans(args, below=None)
-    for path in (args.out, args.out.with_suffix(BANK)):
+    for path in (args.out, args.out.with_suffix(ENDING)):
         if os.path.lexists(path):
             raise DataError(f"--out {args.out}: {path} exists and stays as it is; name another file")
     detector, reading, workers = opened(args), reading_of(args), _workers(args)
@@ -175,8 +194,6 @@ def calibrate_only(args: argparse.Namespace) -> int:
 
 
 def _scans(args: argparse.Namespace, below: Path | None) -> list[Path]:
-    if args.rate is not None and not 0 < args.rate < 1:
-        raise DataError(f"--rate {args.rate}: a share between 0 and 1")
     return scans_of(args.scans, args.recursive, sys.stdin if STDIN in args.scans else (), below)
 
 
@@ -201,7 +218,7 @@ def compared(detector, reading, good: Sequence[Path], rate: float, workers: int,
     that it compares with, and the calibration is by the others. The references lie beside `path`."""
     from gsclip_jax.inspection.batch import refer
     from gsclip_jax.inspection.calibration import needed
-    from gsclip_jax.inspection.references import reference_parts
+    from gsclip_jax.inspection.references import ENDING, reference_parts
 
     if path.exists():
         return *_known(detector, reading, path, rate), []
@@ -214,9 +231,9 @@ def compared(detector, reading, good: Sequence[Path], rate: float, workers: int,
     for line in failed:
         _complain(line)
     say(references.told())
-    references.save(path.with_suffix(BANK))
+    references.save(path.with_suffix(ENDING))
     others, detector = [scan for at, scan in enumerate(good) if at not in chosen], detector.with_references(references)
-    calibration, more = by_good(detector, reading, others, rate, workers, path, checksum(path.with_suffix(BANK)))
+    calibration, more = by_good(detector, reading, others, rate, workers, path, checksum(path.with_suffix(ENDING)))
     return detector, calibration, [*failed, *more]
 
 
@@ -234,16 +251,13 @@ def _known(detector, reading, path: Path, rate: float | None):
 
 
 def by_good(detector, reading, good: Sequence[Path], rate: float, workers: int, path: Path, references: str = ""):
-    """The calibration by good parts, and the lines of those that could not be used; kept in `path`, and taken from there.
+    """The calibration by good parts, kept in `path`, and the lines of those that could not be used.
 
     Args:
       references: SHA-256 of those that the detector compares with.
     """
     from gsclip_jax.inspection.batch import calibrate
-    from gsclip_jax.inspection.calibration import load_calibration
 
-    if path.exists():
-        return load_calibration(path, detector.model.digest, reading.settings(), rate), []
     progress = Progress("good parts", len(good))
     calibration, failures = calibrate(detector, good, reading, rate, workers, progress.update)
     for line in failures:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from data_pipelines.command import Parser
 from data_pipelines.scan import DataError
-from gsclip_jax.inspection.command import add_reading, by_good, ended, finish, opened, reading_of, say
+from gsclip_jax.inspection.command import add_good, add_reading, by_good, check_good, ended, finish, opened, reading_of, say
 from gsclip_jax.inspection.inputs import scans_of
 
 TOKEN = "GSCLIP_TOKEN"
@@ -35,9 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="gsclip serve", description=__doc__.split("\n\n", 2)[2],
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add_reading(parser)
-    parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of gsclip calibrate, instead of --good")
-    parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
+    add_good(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (8000)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=f"the token; or in the variable {TOKEN}")
@@ -64,10 +62,7 @@ def serve(args: argparse.Namespace) -> int:
     missing = [package for module, package in NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise DataError(f"gsclip serve takes {', '.join(missing)}, not installed here; `pip install gsclip-jax[serve]`")
-    if args.good and args.calibration:
-        raise DataError("--good and --calibration: give one of them")
-    if args.rate is not None and not 0 < args.rate < 1:
-        raise DataError(f"--rate {args.rate}: a share between 0 and 1")
+    check_good(args)
     for name in ("keep", "disk", "queue", "max_mib", "max_points", "max_seconds", "max_memory", "body_seconds"):
         if not getattr(args, name) > 0:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: has to be above 0")

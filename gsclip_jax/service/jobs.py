@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import secrets
 import shutil
@@ -255,7 +256,7 @@ class Jobs:
             job.parts = await loop.run_in_executor(self._model, self.scorer.score, job.folder, job.scan, job.name)
         except Exception as error:
             LOG.exception("scoring a scan")
-            no_space = isinstance(error, OSError) and error.errno == 28
+            no_space = isinstance(error, OSError) and error.errno == errno.ENOSPC
             told = "no room on its disk" if no_space else "the service could not score it; its log says why"
             return self._failed(job, 507 if no_space else 500, f"{job.name}: {told}")
         self._took("scored", job, begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ async def receive(request: Request, name: str | None, limits: Limits, folder: Pa
         late = f"the body was not there after {limits.body_seconds:g} seconds; send it faster, or a smaller one"
         raise Refused(408, late) from None
     except OSError as error:
-        if error.errno != 28:
+        if error.errno != errno.ENOSPC:
             raise
         raise Refused(507, "no room on the service's disk; send it again later", {"Retry-After": "60"}) from None
 

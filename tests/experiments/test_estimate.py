@@ -150,7 +150,7 @@ def test_the_memory_is_told_by_compiling(tmp_path):
     config.eval.batch_size = jax.device_count()
     (row,) = estimate.memory_plans(config)
     assert (row["program"], row["fits"], row["plan"]) == ("predict", True, "whole batches")
-    read = estimate._bytes(batch_shapes(config, 1))  # each device has one object
+    read = estimate.bytes_of(batch_shapes(config, 1))  # each device has one object
     assert 0 < row["arguments"] <= read and 0 < row["more"] < row["free"]
     assert "predict: whole batches" in memory_line(row)
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_estimated_is_one_line(capsys):
 def test_bytes_of_a_batch():
     config = embedded()
     fields = batch_shapes(config, 1)
-    assert estimate._bytes(fields) == sum(math.prod(one.shape) * one.dtype.itemsize for one in fields.values())
+    assert estimate.bytes_of(fields) == sum(math.prod(one.shape) * one.dtype.itemsize for one in fields.values())
 
 
 @pytest.mark.slow
