@@ -42,3 +42,18 @@ def test_links_out_of_docs_lead_to_pages_of_the_site():
     assert pages.targets(text, "results.md") == ["benchmarks/tried.md", "docs/method.md"]
     assert pages.site_uri("benchmarks/tried.md") == "repository/benchmarks/tried.md" and pages.site_uri("docs/a.md") == "a.md"
     assert pages.repository_path("repository/CHANGELOG.md") == "CHANGELOG.md" and pages.repository_path("a.md") == "docs/a.md"
+
+
+def test_every_page_that_a_page_links_to_is_in_the_menu():
+    """mkdocs --strict refuses a page outside the menu, in CI's first minutes and not before."""
+    menu = {line.rsplit(maxsplit=1)[-1] for line in (pages.ROOT / "mkdocs.yml").read_text().splitlines() if line.endswith(".md")}
+    waiting = [path.name for path in (pages.ROOT / "docs").glob("*.md")]
+    reached = set(waiting)
+    assert len(waiting) > 5 and menu
+    while waiting:
+        uri = waiting.pop()
+        text = (pages.ROOT / pages.repository_path(uri)).read_text(encoding="utf-8")
+        linked = {pages.site_uri(path) for path in pages.targets(text, uri) if path.endswith(".md")}
+        waiting += linked - reached
+        reached |= linked
+    assert reached == menu
