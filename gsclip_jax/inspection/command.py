@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="gsclip inspect", description=__doc__.split("\n\n", 2)[2],
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results, made where there is none")
-    add_good(parser, "; none: not even the one that lies in an exported model")
+    add_good(parser)
     add_scans(parser)
     _add_references(parser)
     add_reading(parser)
@@ -78,10 +78,11 @@ def _add_references(parser: argparse.ArgumentParser) -> None:
                         help="some of the good parts (12 or more) are compared with, which finds places better")  # fmt: skip
 
 
-def add_good(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """By which good parts verdicts are given; `more` is said of --calibration."""
+def add_good(parser: argparse.ArgumentParser) -> None:
+    """By which good parts verdicts are given."""
     parser.add_argument("--good", nargs="+", metavar="PATH", help="scans or folders of good parts, 5 to 50: gives verdicts")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help=f"of gsclip calibrate, instead of --good{more}")
+    parser.add_argument("--calibration", type=Path, metavar="FILE",
+                        help="of gsclip calibrate, instead of --good; none: not even that of an exported model")  # fmt: skip
     parser.add_argument("--rate", type=float, help="false alarms: share of good parts that may be called defective (0.1)")
 
 
@@ -90,6 +91,17 @@ def check_good(args: argparse.Namespace) -> None:
     if args.good and args.calibration:
         raise DataError("--good and --calibration: give one of them")
     _check_rate(args)
+
+
+def chosen_calibration(args: argparse.Namespace, detector) -> Path | None:
+    """The file by which verdicts are given: the named one, none for `none` or where good parts were given, else the model's."""
+    own = detector.model.calibration
+    if str(args.calibration) == "none":
+        return None
+    if args.good or args.calibration or own is None:
+        return args.calibration
+    say(f"verdicts by the calibration of the model ({own}); --calibration none for a ranking")
+    return own
 
 
 def _check_rate(args: argparse.Namespace) -> None:
@@ -148,11 +160,7 @@ def inspect(args: argparse.Namespace) -> int:
     from gsclip_jax.inspection.calibration import RATE
     from gsclip_jax.inspection.references import ENDING
 
-    if str(args.calibration) == "none":
-        args.calibration = None
-    elif not good and not args.calibration and detector.model.calibration:
-        args.calibration = detector.model.calibration
-        say(f"verdicts by the calibration of the model ({args.calibration}); --calibration none for a ranking")
+    args.calibration = chosen_calibration(args, detector)
     rate = RATE if args.rate is None else args.rate
     settings = {"model": detector.model.digest, "rasteriser": detector.recipe.rasteriser, **reading.settings()}
     given = [*scans, *good, *([args.calibration, args.calibration.with_suffix(ENDING)] if args.calibration else [])]

@@ -21,7 +21,18 @@ from pathlib import Path
 
 from data_pipelines.command import Parser
 from data_pipelines.scan import DataError
-from gsclip_jax.inspection.command import add_good, add_reading, by_good, check_good, ended, finish, opened, reading_of, say
+from gsclip_jax.inspection.command import (
+    add_good,
+    add_reading,
+    by_good,
+    check_good,
+    chosen_calibration,
+    ended,
+    finish,
+    opened,
+    reading_of,
+    say,
+)
 from gsclip_jax.inspection.inputs import scans_of
 
 TOKEN = "GSCLIP_TOKEN"
@@ -109,8 +120,8 @@ def _scorer(args: argparse.Namespace, good: list[Path], folder: Path):
     from gsclip_jax.service.scoring import Scorer
 
     detector, reading, calibration = opened(args), reading_of(args), None
-    if args.calibration:
-        calibration = load_calibration(args.calibration, detector.model.digest, reading.settings(), args.rate)
+    if path := chosen_calibration(args, detector):
+        calibration = load_calibration(path, detector.model.digest, reading.settings(), args.rate)
     elif good:
         rate = RATE if args.rate is None else args.rate
         calibration, _ = by_good(detector, reading, good, rate, 1, folder / "calibration.json")

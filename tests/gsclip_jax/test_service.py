@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,6 +300,19 @@ def test_ending_finishes_what_is_under_way_and_leaves_nothing(service):
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("model")]
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{service.url}/health")
+
+
+@pytest.mark.parametrize("options, has", [([], True), (["--calibration", "none"], False)])
+def test_verdicts_by_the_calibration_that_lies_in_the_model(service, tmp_path, capsys, monkeypatch, options, has):
+    service.calibration.save(tmp_path / "calibration.json")
+    model = dataclasses.replace(service.detector.model, calibration=tmp_path / "calibration.json")
+    monkeypatch.setattr(command, "opened", lambda args: types.SimpleNamespace(model=model))
+    asked = []
+    monkeypatch.setattr(command, "serve", lambda args: asked.append(args) or 0)
+    assert command.main(options) == 0
+    scorer = command._scorer(asked[0], [], tmp_path)
+    assert (scorer.calibration is not None) == has == ("calibration of the model" in capsys.readouterr().out)
+    assert not has or scorer.calibration.scores == service.calibration.scores
 
 
 @pytest.mark.parametrize("arguments, said", [
