@@ -46,9 +46,9 @@ GOOD = GoodParts(np.linspace(0.15, 0.3, 19), threshold=0.5, rate=0.05, point_mid
 
 
 def light_model(folder: Path) -> Path:
-    """The embedded model with three views of 80 pixels a side: a tenth of the work, where scores need not be good."""
+    """The embedded model with three views of 80 pixels a side for scans of 2048 points: where scores need not be good."""
     shutil.copytree(EMBEDDED, folder)
     about = json.loads((folder / "config.json").read_text())
-    about["config"]["data"].update(views=3, image_size=80)
+    about["config"]["data"].update(views=3, image_size=80, points=2048)
     (folder / "config.json").write_text(json.dumps(about))
     return folder

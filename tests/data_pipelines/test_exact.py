@@ -51,6 +51,7 @@ def elsewhere(code: str) -> str:
     return result.strip()
 
 
+@pytest.mark.slow
 def test_same_scans_whatever_the_processor_offers():
     here = few_scans()
     assert elsewhere("from tests.data_pipelines.test_exact import few_scans; print(few_scans())") == str(here)

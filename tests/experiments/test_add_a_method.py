@@ -8,7 +8,7 @@ import pytest
 
 from experiments import command_line, run
 from gsclip_jax.methods import METHODS
-from tests.experiments.test_run import SMALL
+from tests.experiments.conftest import SMALL
 
 SMALLER = [change for change in SMALL if not change.startswith("--config.stage")]
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "probe.py"

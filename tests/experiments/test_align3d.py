@@ -12,7 +12,8 @@ from experiments.export import main as export
 from experiments.run import parse
 from gsclip_jax.inspection.saved import load_model
 from gsclip_jax.parts import ConfigError
-from tests.experiments.test_run import SMALL, refuse
+from tests.experiments.conftest import SMALL
+from tests.experiments.test_run import refuse
 from tests.scans import write_set
 
 STAGES = [f"--config.stage1.{change}" for change in ("epochs=4", "scr_epochs=2")]

@@ -18,7 +18,8 @@ from gsclip_jax.methods import METHODS
 from gsclip_jax.runtime.sharding import make_mesh, pad_batch
 from gsclip_jax.training.feature_store import Source, feature_keys
 from tests import tiny
-from tests.experiments.test_run import SMALL, refuse
+from tests.experiments.conftest import SMALL
+from tests.experiments.test_run import refuse
 
 
 @pytest.mark.parametrize("name", common.PRESETS)
@@ -108,11 +109,9 @@ def test_default_folders_of_runs_with_and_without_a_target_differ():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(small_run, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
-    command = ["--config", "stage2.py", "--workdir", str(root / "w"), f"--config.cache={root / 'cache'}", *SMALL,
-               "--config.compare=", "--config.eval.batch_size=3", "--config.eval.pictures=0"]  # fmt: skip
-    assert run.main(command) == 0
+    _, command = small_run(root / "w")
     rng = np.random.default_rng(0)
     for kind in ("good", "defective"):
         folder = root / "own" / "part" / kind

@@ -16,15 +16,7 @@ from gsclip_jax.inspection.model import EMBEDDED
 from gsclip_jax.inspection.saved import load_model
 from gsclip_jax.parts import ConfigError
 from tests.browser import opened, picture, ready, warm
-
-SMALL = [
-    "--config.data.synthetic.train_good=3", "--config.data.synthetic.train_defective=3", "--config.data.synthetic.good=2",
-    "--config.data.synthetic.defective=2", "--config.data.categories=vase", "--config.data.points=1024",
-    "--config.data.synthetic.scan_points=1500", "--config.data.cloud_points=256", "--config.data.views=3",
-    "--config.data.image_size=80",
-    "--config.pointnet2.centroids=64,32,16,8", "--config.stage1.epochs=1", "--config.stage2.epochs=1",
-    "--config.compare=surface_variation", "--config.eval.pictures=2",
-]  # fmt: skip
+from tests.experiments.conftest import SMALL
 
 
 def refuse(capsys, *arguments) -> str:
@@ -94,12 +86,9 @@ def test_every_preset_holds_the_papers_settings():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(small_run, tmp_path_factory):
     """A small run from nothing, in a folder with a blank in its name."""
-    root = tmp_path_factory.mktemp("a run")
-    command = ["--config", "stage2.py", "--workdir", str(root / "w"), f"--config.cache={root / 'cache'}", *SMALL]
-    assert run.main(command) == 0
-    return root / "w", command
+    return small_run(tmp_path_factory.mktemp("a run") / "w")
 
 
 def test_a_run_leaves_its_work_directory_complete(finished):

@@ -90,8 +90,12 @@ def test_each_switch_of_the_released_code_changes_the_stage2_loss(batch, pieces,
     losses = []
     for switches in (Switches(), dataclasses.replace(Switches(), **switch)):
         gsclip = tiny.method(switches)
-        found = gsclip.compare(gsclip.fused_tokens(params, render, depth), text)
-        losses.append(float(sum(gsclip.stage2_terms(found, batch).values())))
+
+        @jax.jit
+        def loss(params, render, depth, text, gsclip=gsclip):
+            return sum(gsclip.stage2_terms(gsclip.compare(gsclip.fused_tokens(params, render, depth), text), batch).values())
+
+        losses.append(float(loss(params, render, depth, text)))
     assert abs(losses[0] - losses[1]) > 1e-4
 
 

@@ -1,4 +1,4 @@
-"""`gsclip serve` over real HTTP, with the embedded model: right answers, refusals in one line, bounds, nothing left."""
+"""`gsclip serve` over real HTTP, with a real model: right answers, refusals in one line, bounds, nothing left."""
 
 import asyncio
 import contextlib
@@ -32,6 +32,7 @@ from gsclip_jax.service.limits import Limits
 from gsclip_jax.service.metrics import Metrics
 from gsclip_jax.service.scoring import Scorer
 from tests.cloud_writers import ply
+from tests.parts import light_model
 
 LIMITS = Limits(bytes=400_000, points=5000, seconds=120, memory=256 << 20, queue=2, uploads=8, body_seconds=2, keep=600)
 HELD = 3  # scans that the service has in hand while the model is busy, with one process that reads
@@ -58,9 +59,9 @@ def scan(seed: int = 0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def service():
+def service(tmp_path_factory):
     keep_compiled()
-    detector = Detector(saved_model(), "numpy")
+    detector = Detector(saved_model(str(light_model(tmp_path_factory.mktemp("light") / "model"))), "numpy")
     calibration = Calibration(detector.model.digest, {}, 0.2, (0.1, 0.2, 0.3, 0.4, 0.5), (0.6,) * 5, 0.3)
     jobs = Jobs(lambda folder: Scorer(detector, calibration), Reading(), LIMITS, 1, Metrics())
     errors, ready = [], threading.Event()

@@ -1,6 +1,7 @@
 """The surface stream: what it sees of a neighbourhood, what may not change it, how it joins the views, how it is trained."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -135,16 +136,21 @@ def test_a_bump_stands_out():
     assert np.abs(found[mask, contrast]).mean() > 1.3 * np.abs(smooth[:, contrast]).mean()
 
 
+@functools.cache
 def with_surface():
-    """(batch, share) -> scores with that share of the surface stream; the evidence is compiled once for a shape."""
+    """(batch, share) -> scores with that share of the surface stream; everything is compiled once for a shape."""
     gsclip = tiny.method()
     params, stats = tiny.params(gsclip)
     params["surface"] = init_surface(jax.random.key(5), tiny.CLIP.embed_dim, (8, 8))
     evidence = jax.jit(fusion.with_surface(gsclip, 0.5).evidence)
 
+    @functools.cache
+    def scoring(share):
+        return jax.jit(fusion.with_surface(gsclip, share).score)
+
     def score(batch, share):
         found, _ = evidence(params, stats, batch)
-        return fusion.with_surface(gsclip, share).score(found if share else found.views, batch)
+        return jax.device_get(scoring(share)(found if share else found.views, batch))
 
     return score
 

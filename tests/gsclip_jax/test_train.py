@@ -219,7 +219,7 @@ def test_features_are_stored_once_and_joined_by_object(one_device, tmp_path):
     first, again = find_features(source, tmp_path / "f"), find_features(source, tmp_path / "f")
     assert seen.count(4) == 1  # one pass for both features; their keys are found from the first batch
     wanted = tiny.batch(4, seed=0)
-    live = gsclip.stages[1].features(params, stats, wanted)
+    live = jax.jit(gsclip.stages[1].features)(params, stats, wanted)
     picked = {**wanted, "object_index": np.array([2, 0], np.int32)}
     for store in (first, again):
         joined = next(store.join([picked]))
