@@ -52,12 +52,12 @@ if "lora" in trainable:  # the zero start of the second factor stops the first o
 # As a run does it: what the stage leaves as it is, is computed once an object and stored.
 batch |= jax.device_get(jax.jit(stage.features)(params, stats, batch))
 late = {"epoch": jnp.int32(stage.epochs - 1)} if stage.by_epoch else {}  # with all that joins late
-def loss(trainable):
+def loss(trainable, frozen, stats, batch):  # all as arguments, as in a run: as constants of the program they take gigabytes more
     return stage.loss(trainable, frozen, stats, batch, jax.random.key(2), **late)[0]
 began = time.monotonic()
-step = jax.jit(jax.value_and_grad(loss)).lower(trainable).compile()
+step = jax.jit(jax.value_and_grad(loss)).lower(trainable, frozen, stats, batch).compile()
 memory, flops = step.memory_analysis(), step.cost_analysis()["flops"]
-value, grads = step(trainable)
+value, grads = step(trainable, frozen, stats, batch)
 largest = {
     jax.tree_util.keystr(path, simple=True, separator="/"): float(jnp.abs(leaf).max())
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
