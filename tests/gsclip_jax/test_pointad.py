@@ -32,11 +32,12 @@ def test_contexts_that_are_words_make_the_sentence(made):
     context = jnp.asarray([8, 9, 10, 11])
     embedded = embed_tokens(clip, context)
     prompts = {"ctx_normal": embedded, "ctx_abnormal": embedded, "deep": params["prompts"]["deep"][:0]}
-    text = method.text({**params, "prompts": prompts})
-    text = jnp.concatenate([text, method.evidence({**params, "prompts": prompts}, stats, tiny.batch(2))[1][1:]])
+    found = {**params, "prompts": prompts}
+    text = jax.jit(method.text)(found)
+    text = jnp.concatenate([text, jax.jit(method.evidence)(found, stats, tiny.batch(2))[1][1:]])
     for row, word in enumerate(WORDS):
         ids = np.array([[tiny.CLIP.sos, *context, *word, tiny.CLIP.dot, tiny.CLIP.eos]])
-        want = np.asarray(encode_tokens(clip, jnp.asarray(ids)))[0]
+        want = np.asarray(jax.jit(lambda ids: encode_tokens(clip, ids))(jnp.asarray(ids)))[0]
         np.testing.assert_allclose(text[0, row], want / np.linalg.norm(want), atol=2e-6)
         np.testing.assert_array_equal(text[0, row], text[1, row])
 
@@ -57,7 +58,7 @@ def test_only_its_prompts_train_and_the_loss_falls(made, tmp_path):
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1],
                          axis_types=(jax.sharding.AxisType.Auto,) * 2)  # fmt: skip
     batch = tiny.batch(4)
-    value = lambda p: float(method.loss(p, {}, stats, batch, None)[0])  # noqa: E731
+    value = jax.jit(lambda p: method.loss(p, {}, stats, batch, None)[0])
 
     def feed(first):
         while True:
