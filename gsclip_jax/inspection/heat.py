@@ -52,7 +52,7 @@ def heat(values: np.ndarray, fields: dict, view: int, shown: np.ndarray | None =
     solid = fields["render"][view] < 250
     if shown is not None:
         found, distance = _filled(np.where(shown >= 0, values[shown], -np.inf).astype(np.float32))
-        return found, solid & (distance <= 2)
+        return found, (shown >= 0) | (solid & (distance <= 2))  # a white highlight is no background
     size, pixel, visible = len(solid), fields["pixel"], fields["visible"]
     found, distance = spread(values, pixel[view], visible[view] & ~shared(pixel, visible), size)
     apart = (solid.sum() / max((distance == 0).sum(), 1)) ** 0.5

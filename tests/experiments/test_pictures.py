@@ -46,6 +46,14 @@ def test_no_pixel_of_the_plate_has_a_score_that_no_point_of_it_has(scene):
     assert worst > 0.6, "this scene has points that would be painted on the plate's pixels"
 
 
+def test_a_white_highlight_has_the_scores_of_its_points(scene):
+    made, _ = scene
+    shown = heat.front(made, RECIPE, 0)
+    bright = {**made, "render": np.where(shown >= 0, 255, made["render"]).astype(np.uint8)}
+    found, painted = heat.heat(np.full(len(made["xyz"]), 0.5, np.float32), bright, 0, shown)
+    assert painted[shown >= 0].all() and not painted.all() and (found[painted] == 0.5).all()
+
+
 def test_what_is_shown_is_what_was_rendered():
     """The points drawn again are those that the rendered view shows, gaps, empty points and all."""
     xyz = np.random.default_rng(0).uniform(-1, 1, (800, 3)).astype(np.float32)
