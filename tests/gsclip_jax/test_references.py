@@ -176,8 +176,8 @@ def test_good_parts_are_references_and_lie_beside_the_calibration(tmp_path, caps
     assert known["references"] == checksum(tmp_path / "out" / "calibration.safetensors") and len(known["scores"]) == 4
     row = rows(tmp_path / "out")[0]
     assert row["verdict"]["threshold"] == max(known["scores"]) and row["verdict"]["point_threshold"] == max(known["highest"])
-    # The part's score is of its highest scored point; those of the file's points are drawn from the scored ones near them.
-    assert row["score"] == pytest.approx(row["highest_point_score"], rel=0.01)
+    # The part's score is that of its highest scored point; a point of the file has that of the scored one nearest to it.
+    assert 0.9 * row["score"] < row["highest_point_score"] <= row["score"]
     assert "are references" in (tmp_path / "out" / "index.html").read_text()
     by_file = [str(tmp_path / "in"), "--calibration", str(tmp_path / "out" / "calibration.json")]
     assert command.main([*by_file, "--out", str(tmp_path / "o2")]) == 0 and rows(tmp_path / "o2")[0]["score"] == row["score"]
