@@ -152,4 +152,5 @@ def test_prepared_trained_lost_gone_on_with_elsewhere_evaluated_and_tabled(serve
     out = tmp_path / "scored"
     scan = next((scans / "vase" / "test").glob("*.pcd"))
     three("experiments.predict", str(scan), "--workdir", workdir, "--out", str(out))
-    assert (out / "scores.json").exists()
+    (row,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
+    assert row["name"] == scan.stem and 0 < row["score"] < 1
