@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import posixpath
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -48,6 +49,20 @@ def targets(markdown: str, uri: str) -> list[str]:
     return [path for path in named if (ROOT / path).is_file()]
 
 
+def reached(uris: Iterable[str]) -> list[str]:
+    """Where the files lie on the site that these pages link to, and pages among them in turn; not the given ones."""
+    known, found = set(uris), []
+    waiting = list(known)
+    while waiting:
+        uri = waiting.pop()
+        for path in targets((ROOT / repository_path(uri)).read_text(encoding="utf-8"), uri):
+            if (linked := site_uri(path)) not in known:
+                known.add(linked)
+                found.append(linked)
+                waiting += [linked] if linked.endswith(".md") else []
+    return found
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav.append({"API reference": [{room: f"api/{room}.md"} for room in rooms()]})
     config.watch += [str(ROOT / package) for package in PACKAGES]
@@ -55,15 +70,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    waiting = [file for file in files.documentation_pages() if file.abs_src_path]
     known = {file.src_uri for file in files}
-    while waiting:
-        page = waiting.pop()
-        for path in targets(page.content_string, page.src_uri):
-            if (uri := site_uri(path)) not in known:
-                known.add(uri)
-                files.append(added := File.generated(config, uri, abs_src_path=str(ROOT / path)))
-                waiting += [added] if added.is_documentation_page() else []
+    for uri in reached(file.src_uri for file in files.documentation_pages() if file.abs_src_path):
+        if uri not in known:
+            files.append(File.generated(config, uri, abs_src_path=str(ROOT / repository_path(uri))))
     for room, modules in rooms().items():
         own = "\n    options:\n      show_root_heading: false"  # the page's title is its heading
         blocks = [f"# {room}", *(f"::: {name}" + (own if name == room else "") for name in modules)]
