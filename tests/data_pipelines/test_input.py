@@ -140,6 +140,7 @@ def test_colour_is_kept_where_every_scan_has_it(root, tmp_path, colours):
     assert ("rgb" in tfds_records.open_tfds(tmp_path)[0]) == all(colours)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_imported_without_a_word():
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "GRPC_"))}
     command = [sys.executable, "-c", "import data_pipelines.input"]

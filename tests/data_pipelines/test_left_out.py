@@ -263,15 +263,15 @@ def test_sheets_lie_beside_the_records_whatever_a_category_is_called(name, tmp_p
     assert sheets.path_of(tmp_path, "left bracket").name == "sheet-left bracket.png"
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)<", "=cmd", "line\nbreak", "\x1b[31mred", "ü" * 120, "日本", "'; --", "-n",
-                                  "%s{0}"])
-def test_a_category_of_any_name_comes_through(name, tmp_path, capsys):
-    clouds(tmp_path / "set" / name, "good", "dent\t1")
+def test_categories_of_any_name_come_through(tmp_path):
+    names = ["<script>alert(1)<", "=cmd", "line\nbreak", "\x1b[31mred", "ü" * 120, "日本", "'; --", "-n", "%s{0}"]
+    for name in names:
+        clouds(tmp_path / "set" / name, "good", "dent\t1")
     said = []
     assert prepare.main(["--data=folder", f"--root={tmp_path / 'set'}", f"--out={tmp_path / 'out'}", *SMALL], said.append) == 0
     assert all(line.isprintable() for line in said) and said[-1].startswith("verified: ")
     (folder,) = (tmp_path / "out").glob("folder-*")
-    assert records.open_records(folder).categories() == [name] and len(list(folder.glob("sheet-*.png"))) == 1
+    assert records.open_records(folder).categories() == sorted(names) and len(list(folder.glob("sheet-*.png"))) == len(names)
 
 
 def test_a_name_that_is_no_text_is_left_out(tmp_path):

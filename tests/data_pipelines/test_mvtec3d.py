@@ -226,6 +226,7 @@ def test_odd_masks(root):
     assert reader.load(reader.samples("tire")[0]).mask.sum() == 1
 
 
+@pytest.mark.slow
 def test_the_sample_scans(shared_data):
     reader = open_reader("mvtec3d", shared_data / "mvtec3d")
     manifest = json.loads((shared_data / "manifest.json").read_text())["mvtec"]

@@ -41,6 +41,7 @@ def test_the_embedded_default_has_the_methods_own_epochs_and_rates():
     assert pointad.stage1.epochs == 2  # the same stage, of the same default
 
 
+@pytest.mark.slow
 def test_both_stages_train_and_the_late_terms_join(finished):
     root, _ = finished
     rows = [json.loads(line) for line in (root / "w" / "metrics.jsonl").read_text().splitlines()]
@@ -54,6 +55,7 @@ def test_both_stages_train_and_the_late_terms_join(finished):
     assert stored == ["render_first", "render_tokens", "rgb_render_first", "rgb_render_tokens"]
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_evaluation_of_the_same_model(finished):
     root, command = finished
     trained = {path: path.stat().st_mtime_ns for path in (root / "w").glob("*/checkpoints/*")}
@@ -64,10 +66,12 @@ def test_other_weights_are_another_evaluation_of_the_same_model(finished):
     assert {path: path.stat().st_mtime_ns for path in (root / "w").glob("*/checkpoints/*")} == trained
 
 
+@pytest.mark.slow
 def test_another_training_in_its_directory_is_refused(finished, capsys):
     assert "stage1.scr_weight 1.0 there, 0.5 now" in refuse(capsys, *finished[1], "--config.stage1.scr_weight=0.5")
 
 
+@pytest.mark.slow
 def test_an_exported_model_scores_scans_without_colour(finished, tmp_path):
     root, _ = finished
     assert export(["--workdir", str(root / "w"), "--out", str(tmp_path / "model")]) == 0
@@ -80,6 +84,7 @@ def test_an_exported_model_scores_scans_without_colour(finished, tmp_path):
     assert points.shape == (1200,) and np.ptp(points) > 0
 
 
+@pytest.mark.slow
 def test_data_without_colour_are_evaluated_and_not_trained_on(finished, tmp_path, capsys):
     root, _ = finished
     clouds = write_set(tmp_path / "clouds")

@@ -82,6 +82,7 @@ def test_a_target_without_colour_and_a_data_set_with_it_pass(tmp_path):
     check_before(config, folder, devices=False)
 
 
+@pytest.mark.slow
 def test_features_and_training_get_them_and_the_evaluation_does_without(tmp_path):
     """The embedded data set, from nothing to results; a feature made of the coloured views reaches the loss."""
     small = [change for change in SMALL if not re.search(r"\.stage2\b", change)]

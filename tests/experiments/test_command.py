@@ -32,6 +32,7 @@ def run(command: str | list[str], **environment) -> subprocess.CompletedProcess:
                           cwd=ROOT, env=env)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PROGRAMS, ids=str)
 def test_every_command_has_help(path):
     done = run([*command_of(path), "--help"])

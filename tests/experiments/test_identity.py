@@ -168,6 +168,7 @@ def test_a_trained_model_is_evaluated_elsewhere_without_training_or_its_data(tra
     assert not (cache / "scans").exists()
 
 
+@pytest.mark.slow
 def test_what_export_writes_takes_the_place_of_a_work_directory(trained, tmp_path, capsys):
     root, _ = trained
     out, scan = tmp_path / "E", root / "own" / "part" / "good" / "0.xyz"

@@ -170,7 +170,7 @@ def test_whitening_evens_out_the_variance_of_patches():
     assert raw.max() / raw.min() > 4 * variance.max() / variance.min()
 
 
-@pytest.mark.parametrize(("stage", "text_learns"), [("vision", False), ("contrastive", True)])
+@pytest.mark.parametrize(("stage", "text_learns"), [("vision", False), pytest.param("contrastive", True, marks=pytest.mark.slow)])
 def test_who_learns(stage, text_learns):
     method = ClipPretraining(CFG)
     loss = getattr(method, f"{stage}_loss")
@@ -186,6 +186,7 @@ def test_who_learns(stage, text_learns):
     assert (largest(grad["clip"]["text"]) > 0) == text_learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vision", "contrastive"])
 def test_sound_solids_alone_say_nothing_of_defects(stage):
     views = pretrain._sound(discs())
@@ -205,6 +206,7 @@ def test_sound_solids_alone_say_nothing_of_defects(stage):
     assert loss(params, labelled)[0][0] == value
 
 
+@pytest.mark.slow
 def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
     muon = Muon(betas=(0.9, 0.98), rate=5e-3, matrices=block_matrices)
     params, _ = ClipPretraining(CFG).init(jax.random.key(0))
@@ -235,6 +237,7 @@ def test_muon_turns_the_blocks_matrices_and_adam_the_rest():
     assert moved == 8  # four kernels a block, two towers
 
 
+@pytest.mark.slow
 def test_an_interrupted_pretraining_continues(one_device, tmp_path):
     method = ClipPretraining(CFG)
     muon = Muon(cosine=True, warmup_steps=1, clip_norm=1.0, rate=5e-3, matrices=block_matrices)

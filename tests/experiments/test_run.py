@@ -218,6 +218,7 @@ def test_predict_without_a_trained_model_says_so(tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
     more = ["held_out=dent,bend", "train_defective=8", "defective=6"]
     config, _ = parse(["--config", "stage2.py", *SMALL, *(f"--config.data.synthetic.{change}" for change in more)])
@@ -232,6 +233,7 @@ def test_held_out_kinds_of_defect_are_tested_but_never_trained_on(tmp_path):
     with pytest.raises(ConfigError, match="choose some of bulge"):
         data.write_synthetic(config, tmp_path, 2, lambda line: None)
 
+@pytest.mark.slow
 def test_the_protocol_to_the_table(finished, tmp_path, capsys):
     """Beside the run above: the same records, programs and, for the one auxiliary category, the same figures."""
     workdir, command = finished

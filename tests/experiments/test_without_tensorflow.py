@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = """
@@ -19,6 +20,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_a_scan_is_scored_without_tensorflow(tmp_path):
     ball = np.random.default_rng(0).standard_normal((3000, 3))
     np.savetxt(tmp_path / "ball.xyz", ball / np.linalg.norm(ball, axis=1, keepdims=True))

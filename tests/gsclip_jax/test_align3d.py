@@ -25,7 +25,6 @@ MODEL = Model(n_ctx=4, deep_depth=2, n_deep=2)
 STEPS = 2  # an epoch
 # Both switches between steps 4 and 5.
 CONFIG = Config(model=MODEL, stage1=Stage1(epochs=4, scr_epochs=2), stage2=Stage2(epochs=3, contrast_epochs=1))
-STAGES = ("stage1", "stage2")
 
 
 def method(stage1=None, stage2=None, **model) -> Align3d:
@@ -74,7 +73,8 @@ def same(a, b) -> bool:
 # ---- what trains
 
 
-@pytest.mark.parametrize("name, groups", [("stage1", {"aligner"}), ("stage2", {"prompts", "rgb_prompts"})])
+@pytest.mark.parametrize("name, groups", [
+    ("stage1", {"aligner"}), pytest.param("stage2", {"prompts", "rgb_prompts"}, marks=pytest.mark.slow)])  # fmt: skip
 def test_gradients_reach_every_leaf_of_what_trains_and_nothing_else_moves(mesh, tmp_path, name, groups):
     of = method()
     (start, stats), stage = params(of), stage_of(method(), name)
@@ -91,6 +91,7 @@ def test_gradients_reach_every_leaf_of_what_trains_and_nothing_else_moves(mesh, 
         assert all(moved) if group in groups else not any(moved), group
 
 
+@pytest.mark.slow
 def test_no_branch_reaches_the_other(mesh):
     """So that one Adam of the sum is two: the gradient of a branch's terms, the contrastive one too, is 0 in the other's tree."""
     of = method()
@@ -111,7 +112,7 @@ def test_no_branch_reaches_the_other(mesh):
 # ---- terms that join late
 
 
-@pytest.mark.parametrize("name, term", [("stage1", "local"), ("stage2", "contrast")])
+@pytest.mark.parametrize("name, term", [("stage1", "local"), pytest.param("stage2", "contrast", marks=pytest.mark.slow)])
 def test_the_step_compiles_once_and_the_switch_falls_on_its_epoch(mesh, name, term):
     of, traced = method(), []
     stage = stage_of(of, name)
@@ -134,8 +135,9 @@ def test_the_step_compiles_once_and_the_switch_falls_on_its_epoch(mesh, name, te
     assert len(traced) == 1 and seen == [False] * 4 + [True] * 2
 
 
-@pytest.mark.parametrize("stopped", [3, pytest.param(4, marks=pytest.mark.slow), 5], ids=["before", "at", "after"])
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("stopped", [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)],
+                         ids=["before", "at", "after"])  # fmt: skip
+@pytest.mark.parametrize("name", ["stage1", pytest.param("stage2", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_where_an_undisturbed_one_does(mesh, tmp_path, name, stopped):
     """Killed on each side of the switch, which is after step 4: the same weights to the last bit."""
 
@@ -156,7 +158,8 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(mesh, tmp_path, name, s
     assert same(train(of, name, mesh, tmp_path / "cut"), whole)
 
 
-@pytest.mark.parametrize("name, changes", [("stage1", {"scr_epochs": 1}), ("stage2", {"contrast_epochs": 0})])
+@pytest.mark.parametrize("name, changes", [
+    ("stage1", {"scr_epochs": 1}), pytest.param("stage2", {"contrast_epochs": 0}, marks=pytest.mark.slow)])  # fmt: skip
 def test_the_epoch_of_the_switch_changes_what_is_learned(mesh, tmp_path, name, changes):
     one, two = train(method(), name, mesh, tmp_path / "a"), train(method(**{name: changes}), name, mesh, tmp_path / "b")
     assert not same(one, two)
@@ -220,6 +223,7 @@ def test_features_are_stored_in_one_pass_and_the_render_stream_is_the_other_meth
     np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_coloured_views_training_stops_and_prediction_does_not():
     of = method()
     start, stats = params(of)

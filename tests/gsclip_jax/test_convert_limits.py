@@ -108,6 +108,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_small_files_get_little_memory(tmp_path):
     for name, data in BOMBS.items():
         (tmp_path / name).write_bytes(data)

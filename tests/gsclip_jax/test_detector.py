@@ -9,11 +9,12 @@ import pytest
 import gsclip_jax
 from data_pipelines.scan import DataError
 from gsclip_jax.inspection.result import Part
+from tests.parts import light_model
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return gsclip_jax.load()
+def detector(tmp_path_factory):
+    return gsclip_jax.load(light_model(tmp_path_factory.mktemp("light") / "model"))
 
 
 def part(seed: int = 0, points: int = 1500) -> np.ndarray:
@@ -87,4 +88,5 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
 
 
 def test_the_digest_names_what_scores_depend_on(detector):
-    assert len(detector.model.digest) == 64 and gsclip_jax.load().model.digest == detector.model.digest
+    embedded = gsclip_jax.load().model.digest
+    assert len(embedded) == 64 and gsclip_jax.load().model.digest == embedded != detector.model.digest

@@ -55,6 +55,7 @@ def test_every_trained_leaf_of_stage2_gets_a_gradient(batch):
     assert set(grads) == {"srm", "lora"}
 
 
+@pytest.mark.slow
 def test_released_variant_leaves_lora_prototypes_and_srm_keys_untrained(batch):
     gsclip = tiny.method(RELEASED)
     _, stage1 = gradients(gsclip, gsclip.stages[0], batch)
@@ -163,6 +164,7 @@ def test_invalid_points_score_zero_and_do_not_move_others(batch, scored):
     assert np.isfinite(np.asarray(after.object)).all()
 
 
+@pytest.mark.slow
 def test_stored_features_give_the_loss_that_the_views_give(batch):
     gsclip = tiny.method()
     params, stats = tiny.params(gsclip)

@@ -90,7 +90,7 @@ def test_verdicts_by_good_parts_and_a_calibration_that_is_kept(tmp_path, capsys)
     assert "other settings (good, rate differ)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_call_loses_nothing_and_goes_on(tmp_path, number):
     scans, out = [part(tmp_path / "in" / f"part{i}.xyz", i) for i in range(8)], tmp_path / "out"
     words = [sys.executable, "-m", "experiments.predict", *map(str, scans), "--out", str(out),

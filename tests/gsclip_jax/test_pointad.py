@@ -54,6 +54,7 @@ def test_it_sees_renders_alone(made):
     assert np.abs(np.asarray(turned.points - scores.points)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_only_its_prompts_train_and_the_loss_falls(made, tmp_path):
     method, params, stats = made
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1],

@@ -202,6 +202,7 @@ def test_lora_multiplies_and_sums_its_gradients_in_float32():
     assert 0.05 < 1 - kept.mean() < 0.15
 
 
+@pytest.mark.slow
 def test_gradients_of_a_bfloat16_run_are_float32(made):
     """Numbers of float32, not of bfloat16 in a float32 array, on one device and summed over two."""
     params, stats, batch = made

@@ -185,6 +185,7 @@ def test_points_that_the_surface_holds_against_the_damaged_sentence_score_highes
     np.testing.assert_allclose(scores.object, scores.points.max(-1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_object_scores_the_same_in_any_batch():
     score, batch = with_surface(), tiny.batch(2)
     together, alone = score(batch, 0.5), score({name: value[1:2] for name, value in batch.items()}, 0.5)
@@ -192,6 +193,7 @@ def test_one_object_scores_the_same_in_any_batch():
     np.testing.assert_allclose(together.object[1:2], alone.object, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_tells_marked_points_from_others(tmp_path):
     """On bumps, against two random sentence pairs; new bumps are found as well."""
     def objects(seeds):
