@@ -1,6 +1,6 @@
 """Whether verdicts by good parts keep the false-alarm rate they state: the project's own good parts, scored by the detector.
 
-    python benchmarks/coverage.py [--category vase] [--good 50] [--parts 200] [--workdir runs/coverage]
+    python benchmarks/coverage.py [--category vase ...] [--good 50] [--parts 200] [--workdir runs/coverage]
         [--out benchmarks/coverage.md]
 
 Parts of one family, every one with its own dimensions, pose, warp, number of points and noise, are scored once and their scores
@@ -132,7 +132,7 @@ def table(rows: list[dict], good: int, parts: int) -> tuple[list[str], bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--category", default="vase", help="of data_pipelines/solids")
+    parser.add_argument("--category", nargs="+", default=["vase"], help="of data_pipelines/solids")
     parser.add_argument("--workdir", type=Path, default=Path("runs/coverage"))
     for name, default in (("good", 50), ("parts", 200), ("defective", 30), ("points", 3000), ("scored", 2048)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -146,14 +146,19 @@ def main() -> int:
     recipe = dataclasses.replace(model.recipe, points=options.scored, window=WINDOW)
     detector = Detector(dataclasses.replace(model, recipe=recipe))
     counts = options.good, options.parts, options.defective, options.points
-    name = "-".join(map(str, (options.category, *counts, options.scored, model.digest[:8])))
-    rows = scored_rows(options.workdir / f"{name}.jsonl", detector, options.category, *counts)
-    lines, fine = table(rows, options.good, options.parts)
+    sections, fine = [], True
+    for category in options.category:
+        name = "-".join(map(str, (category, *counts, options.scored, model.digest[:8])))
+        rows = scored_rows(options.workdir / f"{name}.jsonl", detector, category, *counts)
+        lines, right = table(rows, options.good, options.parts)
+        sections += [f"## {category}\n", *lines, ""]
+        fine &= right
     text = "\n".join([
         "# Do verdicts keep the rate of false alarms that they state?\n",
-        f"Made by `python benchmarks/coverage.py --category {options.category}` (see there): {options.good} good parts, "
-        f"{options.parts} other good ones judged, {options.defective} defective; embedded model, {options.scored} points.\n",
-        *lines, "",
+        f"Made by `python benchmarks/coverage.py --category {' '.join(options.category)}` (see there): of each family "
+        f"{options.good} good parts, {options.parts} other good ones judged, {options.defective} defective; embedded model, "
+        f"{options.scored} points.\n",
+        *sections,
     ])  # fmt: skip
     print(text)
     if options.out:
