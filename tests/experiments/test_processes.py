@@ -87,7 +87,7 @@ def test_the_tasks_of_a_submitted_row_are_one_run(tmp_path):
                     "def get_config(preset=None):\n    return stage2.get_config()\n\n"
                     "def rows(config):\n    return {'row': {}}\n")  # fmt: skip
     command = [sys.executable, "-m", "experiments.sweep", "--config", str(file), "--workdir", str(tmp_path / "w"), "--seeds", "0",
-               *SMALL, f"--config.cache={tmp_path / 'cache'}", "--slurm=cluster=local,tasks_per_node=2,timeout_min=9"]
+               *SMALL, f"--config.cache={tmp_path / 'cache'}", "--slurm=cluster=local,tasks_per_node=2,timeout_min=30"]
     sent = subprocess.run(command, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
     number = re.search(r"submitted 1 jobs: (\S+)", sent.stdout)[1]
