@@ -121,7 +121,7 @@ def test_two_processes_train_as_one(tmp_path):
         given = [str(folder), str(port), str(processes)]
         command = [sys.executable, "-m", "tests.experiments.one_of_several", *given]
         running = [subprocess.Popen([*command, str(number), str(devices), "60", "3"]) for number in range(processes)]
-        assert end(running, 300) == [0] * processes
+        assert end(running) == [0] * processes
         found[processes] = np.load(folder / "trained.npz")
     for name in found[1].files:
         np.testing.assert_allclose(found[1][name], found[2][name], atol=1e-5)
