@@ -1,7 +1,7 @@
 """A model as a program: a folder with config.json, the program, its weights where they lie apart, and a model card.
 
 config.json holds `format` (of this folder), `program` (which of PROGRAMS), `digest`, `recipe`, `inputs` (field -> shape of one
-object and dtype), `sha256` of the program, and what the model was made of. Reading one needs JAX, and none of the
+object and dtype), `sha256` of the program, and what the model was made of. Reading one needs JAX or onnxruntime, and none of the
 methods, of Flax or of the training. Names of files are fixed: none is taken from a configuration.
 """
 
@@ -31,7 +31,7 @@ from gsclip_jax.runtime.keys import WeightsError, plain
 
 FORMAT = 1
 # Program -> the module that writes and reads it: FILE, `written` (a Program) and `load` (folder, bytes, shapes of a batch).
-PROGRAMS = {"stablehlo": "gsclip_jax.inspection.stablehlo"}
+PROGRAMS = {"stablehlo": "gsclip_jax.inspection.stablehlo", "onnx": "gsclip_jax.inspection.onnx"}
 LARGEST = 4e9  # bytes of a batch of one object; no model was trained with such
 
 

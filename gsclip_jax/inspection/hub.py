@@ -10,7 +10,7 @@ from gsclip_jax.runtime.keys import WeightsError, plain
 
 CARD = "README.md"
 # Every file that an exported model may have, by its full name: nothing else of a repository is fetched or pushed.
-FILES = ("config.json", CARD, "params.safetensors", "model.stablehlo", "calibration.json")
+FILES = ("config.json", CARD, "params.safetensors", "model.stablehlo", "model.onnx", "calibration.json")
 
 
 def fetch(name: str, revision: str | None = None) -> Path:

@@ -48,7 +48,7 @@ def is_hub_name(name: str) -> bool:
 
 def of_model(path: str) -> bool:
     """Whether a file of a work directory, or of an exported model, belongs to the trained model."""
-    endings = (".json", ".safetensors", ".stablehlo", "README.md")
+    endings = (".json", ".safetensors", ".stablehlo", ".onnx", "README.md")
     return path.removeprefix("model/").count("/") == 0 and path.endswith(endings)
 
 

@@ -59,10 +59,8 @@ def refused(model) -> str:
     return str(error.value)
 
 
-def test_every_format_scores_as_the_run_and_imports_nothing_of_the_training(made):
-    points = np.loadtxt(made / "part.xyz")
-    wanted = gsclip_jax.load(made / "run")(points)
-    assert np.ptp(wanted.points) > 1e-3
+def scored(model, part, wanted, absent):
+    """Inspects the part with the model in a new process, which imports none of the absent, and compares."""
     program = """
 import sys
 from gsclip_jax.inspection.command import main
@@ -70,15 +68,22 @@ assert main(sys.argv[2:]) == 0
 bad = [name for name in sys.modules if name.split(".")[0] in sys.argv[1].split(",") or name.startswith("gsclip_jax.training")]
 assert not bad, bad
 """
+    out = model.with_name(f"out-{model.name}")
+    command_line = [absent, str(part), "--model", str(model), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", program, *command_line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_scan(out / "parts" / "part.ply").attributes["score"]
+    np.testing.assert_allclose(found, wanted.points, rtol=0, atol=1e-5)
+    assert json.loads((out / "parts" / "part.json").read_text())["score"] == pytest.approx(wanted.score, abs=1e-5)
+
+
+def test_every_format_scores_as_the_run_and_imports_nothing_of_the_training(made):
+    points = np.loadtxt(made / "part.xyz")
+    wanted = gsclip_jax.load(made / "run")(points)
+    assert np.ptp(wanted.points) > 1e-3
     absent = {"params": "orbax,experiments", "stablehlo": "optax,orbax,flax,experiments,transformers,ml_collections"}
     for kind, names in absent.items():
-        out = made / f"out-{kind}"
-        command_line = [names, str(made / "part.xyz"), "--model", str(made / kind), "--out", str(out)]
-        done = subprocess.run([sys.executable, "-c", program, *command_line], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found = load_scan(out / "parts" / "part.ply").attributes["score"]
-        np.testing.assert_allclose(found, wanted.points, rtol=0, atol=1e-5)
-        assert json.loads((out / "parts" / "part.json").read_text())["score"] == pytest.approx(wanted.score, abs=1e-5)
+        scored(made / kind, made / "part.xyz", wanted, names)
     assert {saved_model(made / kind).digest for kind in ("run", *absent)} == {saved_model(made / "run").digest}
 
 
@@ -145,11 +150,28 @@ def test_a_calibration_lies_inside_and_belongs_to_one_model(made, tmp_path, caps
     assert saved_model(tmp_path / "model").calibration  # the one before is whole
 
 
-def test_what_is_no_exported_model_stays_as_it_is(made, tmp_path, capsys):
+def test_a_model_in_onnx_scores_as_the_run(made, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="ONNX is optional: requirements-onnx.txt")
+    pytest.importorskip("onnxruntime", reason="ONNX is optional: requirements-onnx.txt")
+    model, points = tmp_path / "model", np.loadtxt(made / "part.xyz")
+    assert export(["--workdir", str(made / "params"), "--out", str(model), "--format", "onnx"]) == 0
+    said = capsys.readouterr()
+    assert "as onnx, " in said.out and not said.err  # a note on the surface stream, which PointAD has not
+    assert {path.name for path in model.iterdir()} == {"README.md", "config.json", "model.onnx"}
+    wanted = gsclip_jax.load(made / "run")(points)
+    scored(model, made / "part.xyz", wanted, "optax,orbax,flax,experiments,transformers,ml_collections")
+    assert saved_model(model).digest == saved_model(made / "run").digest
+    about = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(about | {"sha256": "0"}))
+    assert "model.onnx: not the program that config.json vouches for" in refused(model)
+
+
+def test_what_is_no_exported_model_stays_as_it_is(made, tmp_path, monkeypatch, capsys):
     (tmp_path / "README.md").write_text("mine")
     assert export(["--workdir", str(made / "run"), "--out", str(tmp_path)]) == 1
     assert (tmp_path / "README.md").read_text() == "mine" and "holds something else" in capsys.readouterr().err
     shutil.copytree(made / "stablehlo", tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "onnx", None)  # where the package is not installed
     for refusal in (["--format", "onnx"], ["--format", "stablehlo", "--half"]):
         assert export(["--workdir", str(made / "run"), "--out", str(tmp_path / "model"), *refusal]) == 1
         assert capsys.readouterr().err.count("\n") == 1
