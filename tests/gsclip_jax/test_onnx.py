@@ -140,7 +140,9 @@ def a_batch(program, organised):
     return {name: fields[name][None].astype(dtype) for name, (_, dtype) in program.inputs.items()}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "surface_variation")) for name in METHODS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "surface_variation")) for name in METHODS]
+)
 def test_every_method_gives_the_same_scores(onnx, name):
     """GS-CLIP without its surface stream, whose search for symmetries makes more of round-off (docs/inspection.md)."""
     program = a_program(name, **({"surface_share": 0.0} if name == "gsclip" else {}))
