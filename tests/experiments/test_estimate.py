@@ -62,7 +62,7 @@ def test_as_a_user_asks_for_it(tmp_path, capsys):
     assert all(name in shown for name in ("v5e-256", "H100", "2 cores", "chip hours", "disk: records"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gsclip")) for name in METHODS])
 def test_of_every_method(method):
     config = with_method(embedded(), method)
     config.data.update({"points": 256, "views": 2})

@@ -170,7 +170,8 @@ def test_whitening_evens_out_the_variance_of_patches():
     assert raw.max() / raw.min() > 4 * variance.max() / variance.min()
 
 
-@pytest.mark.parametrize(("stage", "text_learns"), [("vision", False), pytest.param("contrastive", True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "text_learns"), [("vision", False), ("contrastive", True)])
 def test_who_learns(stage, text_learns):
     method = ClipPretraining(CFG)
     loss = getattr(method, f"{stage}_loss")

@@ -53,9 +53,8 @@ def whole():
     return given, jax.jit(gradient(gsclip.stages[1], 0))(*given, tiny.batch(4), jax.random.key(1))
 
 
-@pytest.mark.parametrize("devices, rows, remat", [
-    (1, 1, True), pytest.param(2, 2, False, marks=pytest.mark.slow), pytest.param(2, 1, False, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, rows, remat", [(1, 1, True), (2, 2, False), (2, 1, False)])
 def test_parts_of_a_batch_have_the_same_gradient(whole, devices, rows, remat):
     given, wanted = whole
     mesh, stage = mesh_of(devices), tiny.method(lora_dropout=0.3).with_remat(remat).stages[1]
