@@ -34,6 +34,9 @@ BODY_SECONDS = 3.0
 KEEP = 0.2  # minutes
 NEAR = 1e-6
 FLAT = 1.10  # memory of the last third, in that of the second
+# More than before that is no leak. asyncio's own pool makes a thread when all of its threads work, up to so many, and keeps it:
+# 24 threads became 25 under the first load of 50 clients and were 25 after the second and the third.
+ALLOWED = {"threads": min(32, (os.cpu_count() or 1) + 4) - 1, "descriptors": 2, "children": 0, "files": 0}
 SHARES = {"good": 12, "malformed": 2, "oversized": 2, "slow": 2}  # of what is sent
 
 
@@ -222,8 +225,8 @@ async def load(running: Running, args, seconds: float, scans, scores, seen: Seen
 
 def leaks(before: dict, after: dict, states: list[dict], long: bool) -> list[str]:
     """What is there afterwards and was not before; memory that grows."""
-    found = [f"{name}: {before[name]:g} before, {after[name]:g} after" for name in ("threads", "descriptors", "children", "files")
-             if after[name] > before[name] + (2 if name == "descriptors" else 0)]  # fmt: skip
+    found = [f"{name}: {before[name]:g} before, {after[name]:g} after" for name, more in ALLOWED.items()
+             if after[name] > before[name] + more]  # fmt: skip
     third = len(states) // 3
     for name in ("MiB", "MiB of readers") if long and third else ():
         middle, last = (median(some, name) for some in (states[third : 2 * third], states[2 * third :]))
