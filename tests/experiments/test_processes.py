@@ -80,14 +80,15 @@ def furthest(one: Path, other: Path) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_the_tasks_of_a_submitted_row_are_one_run(tmp_path):
-    """submitit's stand-in for SLURM, two tasks a row: the numbers of one process with as many devices."""
+    """submitit's stand-in for SLURM, two tasks of one device a row: the numbers of one process with as many devices."""
     submitit = pytest.importorskip("submitit")
     file = tmp_path / "grid.py"
     file.write_text("from experiments.configs import stage2\n\n"
                     "def get_config(preset=None):\n    return stage2.get_config()\n\n"
                     "def rows(config):\n    return {'row': {}}\n")  # fmt: skip
     command = [sys.executable, "-m", "experiments.sweep", "--config", str(file), "--workdir", str(tmp_path / "w"), "--seeds", "0",
-               *SMALL, f"--config.cache={tmp_path / 'cache'}", "--slurm=cluster=local,tasks_per_node=2,timeout_min=30"]
+               *SMALL, "--config.mesh.cpu_devices=1", f"--config.cache={tmp_path / 'cache'}",
+               "--slurm=cluster=local,tasks_per_node=2,timeout_min=30"]  # fmt: skip
     sent = subprocess.run(command, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
     number = re.search(r"submitted 1 jobs: (\S+)", sent.stdout)[1]
