@@ -87,6 +87,7 @@ def test_the_command_makes_verifies_and_shows_them(name, tmp_path, capsys):
     assert (np.ptp(third, -1) > 60).mean() > 0.05  # colours
 
 
+@pytest.mark.slow
 def test_the_embedded_data_set_has_colour(tmp_path):
     small = config("", **SOLIDS)
     made = records.prepare(small, tmp_path, progress=lambda line: None)

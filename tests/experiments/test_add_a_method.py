@@ -19,6 +19,7 @@ def probe():
     return ["--config", str(EXAMPLE)]
 
 
+@pytest.mark.slow
 def test_the_example_trains_and_is_evaluated(probe, tmp_path, capsys):
     assert len(EXAMPLE.read_text().splitlines()) < 60
     command = [*probe, *SMALLER, "--workdir", str(tmp_path / "w"), f"--config.cache={tmp_path / 'cache'}"]

@@ -141,6 +141,7 @@ def test_kept_patches_show_the_object_and_carry_its_mask():
     assert 0 < batch["damaged"].sum() <= 16
 
 
+@pytest.mark.slow
 def test_keeping_every_patch_changes_nothing_and_left_out_ones_do_not_matter():
     clip = clip_module(CFG, init_clip(jax.random.key(0), CFG))
     views = discs()["render"][:, 0]

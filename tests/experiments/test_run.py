@@ -157,6 +157,7 @@ def test_a_work_directory_of_another_configuration_is_refused(finished, capsys):
     assert "stage2.epochs 1 there, 3 now" in line and "another --workdir" in line
 
 
+@pytest.mark.slow
 def test_predict_scores_every_point_of_a_scan_in_its_order(finished, tmp_path, capsys, monkeypatch):
     workdir, _ = finished
     rng = np.random.default_rng(0)

@@ -185,6 +185,7 @@ def test_residual_start_is_the_mean_of_the_streams(pieces, share):
     np.testing.assert_allclose(fused, middle / np.linalg.norm(middle, axis=-1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_colour_plug_in_joins_maps_and_scores():
     gsclip = tiny.method()
     params, stats = tiny.params(gsclip)

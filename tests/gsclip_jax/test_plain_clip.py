@@ -24,6 +24,7 @@ def test_sentences_are_words_the_embedded_clip_knows():
     assert len({tuple(row) for row in ids.reshape(-1, 77)}) == ids.shape[0] * ids.shape[1]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_render_stream_with_the_mean_sentence():
     gsclip = tiny.method(streams="render")
     params, stats = tiny.params(gsclip)

@@ -155,6 +155,7 @@ def with_surface():
     return score
 
 
+@pytest.mark.slow
 def test_it_joins_the_points_of_unorganised_scans_alone():
     batch, score = tiny.batch(2), with_surface()
     views, joined, whole = (score(batch, share) for share in (0.0, 0.5, 1.0))

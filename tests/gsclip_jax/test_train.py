@@ -53,6 +53,7 @@ def test_learning_rates_are_per_group():
     np.testing.assert_allclose(updates["slow"]["w"], -0.001, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_moves_its_groups_and_nothing_else(one_device, tmp_path):
     gsclip = tiny.method()
     before, stats = tiny.params(gsclip)

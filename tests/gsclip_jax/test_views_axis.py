@@ -52,7 +52,8 @@ def alone():
     return everything(mesh_of(1, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1), pytest.param((1, 3, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 3, 1)])
 def test_views_on_several_devices_change_nothing(alone, shape):
     assert differing(everything(mesh_of(*shape)), alone) == {}
 
