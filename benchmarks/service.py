@@ -212,9 +212,9 @@ async def client_loop(url: str, seed: int, end: float, scans, scores, seen: Seen
                 break
 
 
-async def load(running: Running, args, seconds: float, scans, scores, seen: Seen) -> list[dict[str, float]]:
+async def load(running: Running, count: int, seconds: float, scans, scores, seen: Seen) -> list[dict[str, float]]:
     end, states = time.monotonic() + seconds, []
-    clients = [asyncio.create_task(client_loop(running.url, seed, end, scans, scores, seen)) for seed in range(args.clients)]
+    clients = [asyncio.create_task(client_loop(running.url, seed, end, scans, scores, seen)) for seed in range(count)]
     while not all(task.done() for task in clients):
         await asyncio.wait(clients, timeout=max(seconds / 60, 1), return_when=asyncio.ALL_COMPLETED)
         states.append(running.state())
@@ -257,13 +257,13 @@ def main() -> int:
                 for scan, body in scans.items():
                     answer = client.post("/scans", params={"name": scan, "wait": 300}, content=body).json()
                     client.get(answer["page"]), client.delete(answer["link"])
-            # Pools of threads grow to their size under load and stay so: what grows after that is a leak.
+            # Under load memory and pools of threads come near their size (ALLOWED has what may still come).
             warm = Seen()
-            asyncio.run(load(running, args, args.seconds / 10, scans, scores, warm))
+            asyncio.run(load(running, args.clients, args.seconds / 10, scans, scores, warm))
             seen.wrong += warm.wrong
             time.sleep(KEEP * 60 + 8)
             before = running.state()
-            states = asyncio.run(load(running, args, args.seconds, scans, scores, seen))
+            states = asyncio.run(load(running, args.clients, args.seconds, scans, scores, seen))
             time.sleep(KEEP * 60 + 8)  # results go, idle connections are closed
             after = running.state()
         finally:

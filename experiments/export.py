@@ -35,7 +35,7 @@ from gsclip_jax.parts import ConfigError
 from gsclip_jax.runtime.names import of_model
 
 FORMATS = ("params", *PROGRAMS)
-SURFACE = ("note: what its surface stream takes for symmetries hangs on how a runtime rounds; scores of some parts are more "
+SURFACE = ("note: what its surface stream takes for symmetries depends on how a runtime rounds; scores of some parts are more "
            "than 1e-5 from the other formats' (docs/inspection.md)")  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def _gather(given: list, params: dict) -> list:
     """As a choice of rows: of the operand with the indexed axes first and as one."""
     operand, indices = given
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    at, pairs = [int(axis) for axis in numbers.start_index_map], len(numbers.operand_batching_dims)
+    at = [int(axis) for axis in numbers.start_index_map]
     batched = [int(axis) for axis in numbers.operand_batching_dims]
     whole = [axis for axis in range(operand.ndim) if axis not in (*at, *batched)]
     for axis in whole:
@@ -146,7 +146,6 @@ def _gather(given: list, params: dict) -> list:
     offset, out = [int(axis) for axis in numbers.offset_dims], dropped.ndim
     source = {place: len(leading) + order.index(axis) for place, axis in zip(offset, kept, strict=True)}
     rest = iter(range(len(leading)))
-    assert pairs == len(numbers.start_indices_batching_dims)
     return [lax.transpose(dropped, [source[n] if n in source else next(rest) for n in range(out)])]
 
 

@@ -5,7 +5,7 @@ It is written by rules of this project (decomposed.py, onnx_ops.py). Both writin
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def written(program: Program) -> bytes:
     Raises:
       WeightsError: a package is missing, the method has something without a form in ONNX, or it is too large.
     """
-    _package("onnx")
+    with _extra():
+        import onnx  # noqa: F401  (onnx_graph.py writes with it)
     from gsclip_jax.inspection.decomposed import NoForm, decomposed
     from gsclip_jax.inspection.onnx_ops import graph_of
 
@@ -66,7 +67,9 @@ def load(folder: Path, data: bytes, specs: Mapping[str, Any]) -> Callable[[Batch
       WeightsError: a package is missing, damaged, hostile, or it takes other arrays.
     """
     file = folder / FILE
-    onnx, runtime = _package("onnx"), _package("onnxruntime")
+    with _extra():
+        import onnx
+        import onnxruntime as runtime
     if len(data) > LARGEST:
         raise WeightsError(f"{file}: {len(data) / 1e9:.1f} GB, more than a file of ONNX holds; export the model again")
     try:
@@ -132,8 +135,11 @@ def _strange_graph(onnx: Any, graph: Any) -> Iterator[str]:
                 yield f"an attribute {attribute.name} of {node.op_type}"
 
 
-def _package(name: str) -> Any:
+@contextlib.contextmanager
+def _extra() -> Iterator[None]:
+    """Imports in it are of packages that the extra `[onnx]` brings."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
-        raise WeightsError(f"models in ONNX need {name}, which is not installed here: pip install 'gsclip-jax[onnx]'") from error
+        raise WeightsError(f"models in ONNX need {error.name}, which is not installed here: pip install "
+                           "'gsclip-jax[onnx]'") from error  # fmt: skip
