@@ -138,7 +138,8 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, help="also write the table there, as Markdown")
     options = parser.parse_args()
-    from gsclip_jax.inspection.detector import Detector, saved_model
+    from gsclip_jax.inspection.detector import Detector
+    from gsclip_jax.inspection.formats import saved_model
     from gsclip_jax.runtime.compiled import keep_compiled
 
     keep_compiled()

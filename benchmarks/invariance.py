@@ -49,7 +49,8 @@ def main() -> int:
 
     from data_pipelines.clouds.files import read_cloud
     from data_pipelines.records.objects import to_batch
-    from gsclip_jax.inspection.detector import Detector, saved_model, to_rows
+    from gsclip_jax.inspection.detector import Detector, to_rows
+    from gsclip_jax.inspection.formats import saved_model
     from gsclip_jax.inspection.model import EMBEDDED
     from gsclip_jax.inspection.saved import load_model
 

@@ -84,7 +84,8 @@ def main() -> int:
     parser.add_argument("--scans", action="store_true", help="without the templates")
     parser.add_argument("--out", type=Path, help="also write the table there, as Markdown")
     options = parser.parse_args()
-    from gsclip_jax.inspection.detector import Detector, saved_model
+    from gsclip_jax.inspection.detector import Detector
+    from gsclip_jax.inspection.formats import saved_model
     from gsclip_jax.runtime.compiled import keep_compiled
 
     keep_compiled()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from gsclip_jax.inspection.model import EMBEDDED
@@ -43,6 +46,21 @@ def part(name: str = "ball", dented: bool = False, count: int = 3000, judged: bo
 
 
 GOOD = GoodParts(np.linspace(0.15, 0.3, 19), threshold=0.5, rate=0.05, point_middle=0.32, point_threshold=0.5)
+
+
+def compiled_by(work: Callable[[], Any]) -> int:
+    """How many programs JAX compiles, or finds compiled on disk, while it works."""
+    found = []
+
+    def listen(event: str, seconds: float, **about: Any) -> None:
+        found.extend([seconds] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        work()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(found)
 
 
 def light_model(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Open3D draws points off screen, in a process of its own: `python -m data_pipelines.rendering.open3d_worker WINDOW`.
+"""Open3D draws points off screen, in a process of its own: `python -m data_pipelines.rendering.open3d_worker`.
 
 Keep TensorFlow out of this process: the GL library of machines without a graphics card and TensorFlow each bring an LLVM, and
 drawing after an import of TensorFlow crashes (Mesa 22.3, TensorFlow 2.21).
@@ -21,13 +21,7 @@ class Open3DRasteriser:
     """One window of Open3D's legacy visualizer, drawn off screen (EGL where there is no display), used again for every view."""
 
     def __init__(self, window: int):
-        # The same software path everywhere: a window on somebody's display would smooth edges, which garbles point numbers.
-        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-            os.environ.pop(name, None)
-        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the GL library complains without one
-        import open3d as o3d
-
-        self._o3d = o3d
+        self._o3d = o3d = _open3d()
         with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
             self._view = o3d.visualization.Visualizer()
             if not self._view.create_window(width=window, height=window, visible=False):
@@ -76,9 +70,24 @@ class Open3DRasteriser:
         return np.array(self._view.capture_screen_float_buffer(do_render=True))
 
 
-def _serve(window: int, jobs, answers) -> None:
-    """First an `{}` or `{"error": one line}`; then, for every cloud sent, its shade (float32) and numbers (int32)."""
+def _open3d():
+    # The same software path everywhere: a window on somebody's display would smooth edges, which garbles point numbers.
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        os.environ.pop(name, None)
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the GL library complains without one
+    import open3d
+
+    return open3d
+
+
+def _serve(jobs, answers) -> None:
+    """Takes the window's side, a line; gives `{}` or `{"error": one line}`; then, for every cloud sent, its shade (float32) and
+    numbers (int32)."""
     try:
+        _open3d()  # takes a second, in which the other process may still be busy
+        if not (line := jobs.readline()):
+            return  # it has ended
+        window = int(line)
         draw = Open3DRasteriser(window)
     except (RuntimeError, ImportError, OSError) as error:
         answers.write(json.dumps({"error": " ".join(str(error).split())}).encode() + b"\n")
@@ -103,4 +112,4 @@ if __name__ == "__main__":
     # Libraries print to standard output: keep it for answers, and send theirs to standard error.
     with os.fdopen(os.dup(1), "wb") as private:
         os.dup2(2, 1)
-        _serve(int(sys.argv[1]), sys.stdin.buffer, private)
+        _serve(sys.stdin.buffer, private)

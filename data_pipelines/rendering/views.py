@@ -7,6 +7,7 @@ second picture says which point every pixel shows, so that depth, mask and visib
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -46,18 +48,17 @@ class Rasteriser(Protocol):
 class DrawingProcess:
     """Open3D's rasteriser in a process of its own.
 
-    Next to TensorFlow the drawing crashes (two LLVMs in one process), and a crash of the GL library should be an error.
+    Next to TensorFlow the drawing crashes (two LLVMs in one process), and a crash of the GL library should be an error. Threads
+    may share one; it draws one object after the other.
     """
 
     def __init__(self, window: int):
-        env = dict(os.environ)
-        env["LP_NUM_THREADS"] = "0"  # the software GL draws in the calling thread: no waiting for another's turn
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), env.get("PYTHONPATH")]))
-        self._said = tempfile.TemporaryFile()
-        self._process = subprocess.Popen([sys.executable, "-m", f"{__package__}.open3d_worker", str(window)], env=env,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+        self._process, self._said = _STARTED.pop() if _STARTED else _started()
         self._end = weakref.finalize(self, self._process.kill)
-        self._window = window
+        self._window, self._alone = window, threading.Lock()
+        with contextlib.suppress(BrokenPipeError):  # it is gone: its last words say why
+            self._process.stdin.write(b"%d\n" % window)
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         error = json.loads(answer).get("error") if answer else self._last_words()
         if error:
@@ -68,11 +69,12 @@ class DrawingProcess:
         head = {"count": len(shots[0].points), "size": float(size), "cameras": cameras}
         pixels = self._window**2
         try:
-            self._process.stdin.write(json.dumps(head).encode() + b"\n")
-            for shot in shots:
-                self._process.stdin.write(np.stack([shot.points, shot.normals]).astype(np.float64).tobytes())
-            self._process.stdin.flush()
-            answer = self._process.stdout.read(len(shots) * pixels * 8)
+            with self._alone:
+                self._process.stdin.write(json.dumps(head).encode() + b"\n")
+                for shot in shots:
+                    self._process.stdin.write(np.stack([shot.points, shot.normals]).astype(np.float64).tobytes())
+                self._process.stdin.flush()
+                answer = self._process.stdout.read(len(shots) * pixels * 8)
         except BrokenPipeError:
             answer = b""
         if len(answer) != len(shots) * pixels * 8:
@@ -87,6 +89,28 @@ class DrawingProcess:
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").splitlines()
         return f"the drawing process went down, status {code}" + (f": {lines[-1]}" if lines else "")
+
+
+_STARTED: list[tuple[subprocess.Popen, IO[bytes]]] = []
+
+
+def start_drawing() -> None:
+    """Starts the process of the first `DrawingProcess`: it loads Open3D while the caller has other work. Unused, it ends with
+    this process."""
+    with contextlib.suppress(OSError):  # said by whoever needs it
+        if not _STARTED and not rasteriser.cache_info().currsize:
+            _STARTED.append(_started())
+
+
+def _started() -> tuple[subprocess.Popen, IO[bytes]]:
+    """A process that waits for the size of its window, and the file of what it says."""
+    env = dict(os.environ)
+    env["LP_NUM_THREADS"] = "0"  # the software GL draws in the calling thread: no waiting for another's turn
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), env.get("PYTHONPATH")]))
+    said = tempfile.TemporaryFile()
+    process = subprocess.Popen([sys.executable, "-m", f"{__package__}.open3d_worker"], env=env, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=said)
+    return process, said
 
 
 class SplatRasteriser:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gsclip_jax.convert import authors, huggingface, open_clip, openai_names
 from gsclip_jax.convert.authors import Converted
@@ -90,10 +89,6 @@ def _tokenizer(folder: Path) -> Path | None:
     return vocabulary if vocabulary.is_file() else None
 
 
-def _arrays(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
-
-
 def _embedded(name_or_path: PathLike) -> PathLike:
     """'mini' is the embedded weights' directory; everything else is what it is."""
     if os.fspath(name_or_path) != "mini":
@@ -145,7 +140,7 @@ def load_clip(name_or_path: PathLike, *, revision: str | None = None, cache_dir:
                                                  said=Said(changes.get("activation"), heads))
         if "clip" not in converted.params:
             raise WeightsError(f"{name_or_path}: a {converted.kind} checkpoint, not a whole CLIP")
-        cfg, params = ClipConfig.from_json(converted.config["clip"]), _arrays(converted.params["clip"])
+        cfg, params = ClipConfig.from_json(converted.config["clip"]), jax.device_put(converted.params["clip"])
     return dataclasses.replace(cfg, **_known(changes)), params, tokenizer, content_hash(params)
 
 
@@ -171,7 +166,7 @@ def load_checkpoint(path: PathLike, *, progress: Progress | None = None) -> Conv
     path = _embedded(path)
     if not is_stored(path):
         converted, _, _ = convert_source(path, progress=progress)
-        return dataclasses.replace(converted, params=_arrays(converted.params), stats=_arrays(converted.stats))
+        return dataclasses.replace(converted, params=jax.device_put(converted.params), stats=jax.device_put(converted.stats))
     tree, config = load_params(path)
     source = config.get("source")
     return Converted(str(config.get("kind", "")), {name: group for name, group in tree.items() if name != "stats"},

@@ -200,11 +200,12 @@ def load_params(path: PathLike, like: Tree | None = None, *, verify: bool = True
     tree = unflatten(flat)
     if verify and _hash_flat(flat) != stored_hash:
         raise WeightsError(f"{file}: content differs from the hash in {config_file.name}; mixed up, convert again")
-    return jax.tree.map(_as_param, tree), config
+    # Widened by numpy and moved at once: JAX would compile a program for every shape, which takes longer than the reading.
+    return jax.device_put(jax.tree.map(_widened, tree)), config
 
 
-def _as_param(array: np.ndarray) -> jax.Array:
-    return jnp.asarray(array, jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.asarray(array)
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def copy_beside(source: PathLike, folder: PathLike, name: str | None = None) -> Path:

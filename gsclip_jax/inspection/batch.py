@@ -81,6 +81,7 @@ def refer(detector: Detector, scans: Sequence[Path], reading: Reading, workers: 
     parts, failures = [], []
     if detector.model.described is None:
         return None, failures
+    detector = detector.for_references()
     for good, probe in _with_dents(detector, scans, reading, workers, failures, say):
         parts.append((detector.described(good), detector.described(probe)))
         if not parts[0][0].tokens:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, binom, ks_2samp
+import scipy  # its stats load when they are used: half a second that a ranking does not need
 
 from data_pipelines.files import write_atomic
 from data_pipelines.scan import DataError
@@ -90,7 +90,7 @@ class Calibration:
         k, count = self._from_top(), len(self.scores)
         if not k:
             return None
-        low, high = beta.ppf([(1 - level) / 2, (1 + level) / 2], k, count + 1 - k)
+        low, high = scipy.stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, count + 1 - k)
         return float(low), float(high)
 
     @property
@@ -125,10 +125,10 @@ class Calibration:
         values, good = np.asarray(scores, float), np.array(self.scores)
         above, most = int((values > threshold).sum()), (self.uncertainty() or (0, self.rate))[1]
         below, known = values[values <= threshold], good[good <= threshold]
-        if len(below) >= DRIFT and len(known) > 3 and ks_2samp(below, known).pvalue < SURE:
+        if len(below) >= DRIFT and len(known) > 3 and scipy.stats.ks_2samp(below, known).pvalue < SURE:
             return (f"drift: the {len(below)} parts below the threshold do not score as the good parts did; look whether the "
                     "scanner, its settings or the parts have changed, and calibrate again")  # fmt: skip
-        if binom.sf(above - 1, len(values), most) < SURE:
+        if scipy.stats.binom.sf(above - 1, len(values), most) < SURE:
             return (f"drift, or many defective parts: {above} of {len(values)} parts are above the threshold, where a rate of "
                     f"{self.rate:g} lets one expect {self.rate * len(values):.0f}; look at some of them, and calibrate again if "
                     "they are good")  # fmt: skip

@@ -208,11 +208,11 @@ def _scans(args: argparse.Namespace, below: Path | None) -> list[Path]:
 def opened(args: argparse.Namespace) -> Detector:
     """The detector of the options of `add_reading`. Raises ValueError: no such model, or Open3D cannot draw here."""
     say(f"loading {f'the model of {args.model}' if args.model else 'the embedded model'}")
-    from gsclip_jax.inspection.detector import Detector, saved_model
+    from gsclip_jax.inspection import detector
     from gsclip_jax.runtime.compiled import keep_compiled
 
     say(keep_compiled())
-    return Detector(saved_model(args.model), args.rasteriser)
+    return detector.opened(args.model, args.rasteriser)
 
 
 def _workers(args: argparse.Namespace) -> int:

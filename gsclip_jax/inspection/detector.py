@@ -6,8 +6,10 @@ A detector is a `Model`, what a trained model is to inspection whatever file it 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,9 @@ import numpy as np
 
 from data_pipelines.clouds.sampling import nearest
 from data_pipelines.records.objects import Recipe, to_batch
+from data_pipelines.rendering.views import start_drawing
 from data_pipelines.scan import DataError
-from gsclip_jax.inspection.formats import saved_model
+from gsclip_jax.inspection.formats import drawn_by, found_model, read_model
 from gsclip_jax.inspection.heat import heat_maps
 from gsclip_jax.inspection.model import Model
 from gsclip_jax.inspection.prepare import Prepared, Preparer
@@ -41,7 +44,15 @@ def load(model: str | os.PathLike | None = None, draws: str | None = None) -> De
       ValueError: one line: no trained model there, a damaged one, or Open3D cannot draw here.
     """
     keep_compiled()
-    return Detector(saved_model(model), draws)
+    return opened(model, draws)
+
+
+def opened(place: str | os.PathLike | None, draws: str | None) -> Detector:
+    """`load`, but that what was compiled is kept. Open3D loads in its process while the model does."""
+    home, name = found_model(place)
+    if (draws or drawn_by(home)) == "open3d":
+        start_drawing()
+    return Detector(read_model(home, name), draws)
 
 
 class Detector(Preparer):
@@ -59,6 +70,7 @@ class Detector(Preparer):
         super().__init__(dataclasses.replace(model.recipe, rasteriser=draws or model.recipe.rasteriser))
         self.model, self._alone = model, threading.Lock()
         self.references: References | None = None
+        self._ahead = _Ahead(model, tokens=False)
 
     @overload
     def __call__(self, points: np.ndarray, colours: np.ndarray | None = None) -> Part: ...
@@ -101,22 +113,58 @@ class Detector(Preparer):
         """
         if self.model.described is None:
             raise DataError(f"{self.model.name} gives no tokens to compare with good parts; use the one it was exported from")
-        found = copy.copy(self)
+        found = self.for_references()
         found.references = references
         return found
+
+    def for_references(self) -> Detector:
+        """The same detector, of which `described` is asked and no scores."""
+        found = copy.copy(self)
+        found._ahead = _Ahead(self.model, tokens=True)
+        return found
+
+    def before_drawing(self) -> None:
+        """The model is compiled while the first scan is drawn."""
+        self._ahead.begin()
 
     def described(self, prepared: Prepared) -> Seen:
         """What `references.make_references` takes of a part."""
         batch = to_batch([prepared.made])
         with self._alone:
+            self._ahead.wait()
             return seen(*self.model.described(batch), batch)
 
     def finish(self, prepared: Prepared) -> Part:
         """The second half: scores, and what is made of them."""
         batch = to_batch([prepared.made])
         with self._alone:
+            self._ahead.wait()
             scores = self.references.join(*self.model.described(batch), batch) if self.references else self.model.score(batch)
         return finished(scores, prepared, self.recipe)
+
+
+class _Ahead:
+    """Compiles a model in a thread of its own, once, beside other work."""
+
+    def __init__(self, model: Model, tokens: bool):
+        self._compile, self._starting = functools.partial(model.ahead, tokens), threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="compiling")
+                self._thread.start()
+
+    def wait(self) -> None:
+        with self._starting:  # nothing was prepared here: the call itself compiles
+            thread = self._thread
+        if thread:
+            thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):  # what is wrong is said by the call that finds nothing compiled
+            self._compile()
 
 
 def finished(scores: Scores, prepared: Prepared, recipe: Recipe) -> Part:

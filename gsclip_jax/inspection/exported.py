@@ -86,7 +86,8 @@ def read_exported(home: Path, name: str) -> Model:
     if hashlib.sha256(data).hexdigest() != about.get("sha256"):
         raise WeightsError(f"{home / module.FILE}: not the program that config.json vouches for; fetch or export the model again")
     run = module.load(home, data, inputs)
-    return Model(name, digest, recipe, functools.partial(_scores, run, tuple(inputs), recipe))
+    ahead = getattr(run, "ahead", lambda: None)  # onnxruntime has compiled what it loads
+    return Model(name, digest, recipe, functools.partial(_scores, run, tuple(inputs), recipe), ahead=lambda tokens: ahead())
 
 
 def _scores(run, fields: tuple[str, ...], recipe: Recipe, batch: Batch) -> Scores:

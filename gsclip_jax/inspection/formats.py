@@ -29,14 +29,26 @@ def saved_model(place: str | os.PathLike | None = None) -> Model:
     Raises:
       ValueError: one line: no model there, one of an earlier or a later version, damaged, or it cannot be fetched.
     """
+    return read_model(*found_model(place))
+
+
+def found_model(place: str | os.PathLike | None = None) -> tuple[Path, str]:
+    """The folder of `saved_model`, and what the model is called in messages. Errors: as `saved_model`."""
     if place is None:
-        return _read(EMBEDDED, "the embedded model")
+        return EMBEDDED, "the embedded model"
     folder = located(place)
     home = next((found for found in (folder / "model", folder) if kind_of(found)), None)
     if home is None:
         raise WeightsError(f"{os.fspath(place)} holds no trained model; run stage2.py with this --workdir first, or name what "
                            "gsclip export wrote, or a model of the hub (owner/name)")  # fmt: skip
-    return _read(home, f"the model of {os.fspath(place)}")
+    return home, f"the model of {os.fspath(place)}"
+
+
+def drawn_by(home: Path) -> str:
+    """What drew the views that the model of a folder was trained on; '' where its configuration does not say."""
+    about = read_json(home / "config.json")
+    known = about.get("recipe") or (about["config"].get("data") if isinstance(about.get("config"), dict) else None)
+    return str(known.get("rasteriser", "")) if isinstance(known, dict) else ""
 
 
 def located(place: str | os.PathLike) -> Path:
@@ -59,7 +71,8 @@ def kind_of(folder: Path) -> str:
     return kind if kind in READERS else ""
 
 
-def _read(home: Path, name: str) -> Model:
+def read_model(home: Path, name: str) -> Model:
+    """The model of `found_model`. Errors: as `saved_model`."""
     found = READERS[kind_of(home)](home, name)
     calibration = home / CALIBRATION
     return dataclasses.replace(found, calibration=calibration) if calibration.is_file() else found

@@ -26,6 +26,8 @@ class Model:
       score: a batch of one object (`data_pipelines.batch`) -> `method.Scores`.
       described: the same batch -> the same scores, and the tokens that references are compared by (`method.Tokens`); None where
         the model gives none, as exported programs.
+      ahead: compiles `score` (False) or `described` (True) for a batch of one object, if that takes time; their next call finds
+        it. May run in a thread of its own.
       calibration: the file that lies with it, where there is one.
     """
 
@@ -35,3 +37,4 @@ class Model:
     score: Callable[[Batch], Scores]
     calibration: Path | None = None
     described: Callable[[Batch], tuple[Scores, Tokens]] | None = None
+    ahead: Callable[[bool], None] = lambda tokens: None

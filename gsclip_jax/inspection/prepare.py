@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Brings scans to what a model reads. May be used by several threads, each with a drawing process.
+    """Brings scans to what a model reads. May be used by several threads, each with a drawing process of its own.
 
     Args:
       recipe: how a scan becomes what the model reads, with what draws.
@@ -47,7 +47,9 @@ class Preparer:
 
     def __init__(self, recipe: Recipe, here: bool = False):
         self.recipe, self._here, self._own = recipe, here, threading.local()
-        rasteriser(recipe.window, recipe.rasteriser, here)  # refuses now where it cannot draw
+        # Refuses now where it cannot draw. The first thread to come takes it, where it may be used by another.
+        first = rasteriser(recipe.window, recipe.rasteriser, here)
+        self._unused = [] if here else [first]
 
     def prepare(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
                 removed: np.ndarray | None = None, notes: tuple[str, ...] = ()) -> Prepared:  # fmt: skip
@@ -71,6 +73,7 @@ class Preparer:
         removed = np.zeros(len(points), bool) if removed is None else removed
         xyz, valid, left_out = clean(np.where(removed[:, None], np.nan, points) if removed.any() else points, source or name)
         left_out = "" if removed.any() else left_out
+        self.before_drawing()
         # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
         try:
             made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "", self._draw())
@@ -85,8 +88,14 @@ class Preparer:
         if threading.current_thread() is threading.main_thread():
             return rasteriser(self.recipe.window, self.recipe.rasteriser, self._here)
         if not hasattr(self._own, "draw"):
-            self._own.draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser)
+            try:
+                self._own.draw = self._unused.pop()
+            except IndexError:
+                self._own.draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser)
         return self._own.draw
+
+    def before_drawing(self) -> None:
+        """Is called for every scan that can be used; others may have work that goes on while it is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,13 @@ from data_pipelines.records.objects import Recipe
 from gsclip_jax.method import Method, Params, Stats
 
 Arrays = Mapping[str, Any]
+Inputs = dict[str, tuple[tuple[int, ...], str]]  # field of a batch -> (shape without the batch axis, dtype)
 OUTPUTS = {"object": ("B",), "points": ("B", "M"), "views": ("B", "V", "H", "W")}  # of `method.Scores`, all float32
+
+
+def specs_of(inputs: Inputs, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Arrays by shape, of so many objects (a number or a symbol)."""
+    return {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in inputs.items()}
 
 
 class Program(NamedTuple):
@@ -24,16 +30,16 @@ class Program(NamedTuple):
     Fields:
       run: (weights, batch) -> {"object", "points", "views"}, of any number of objects; both hold the arrays below and no others.
       weights: name -> array, every one once, however many streams read it.
-      inputs: field of a batch -> (shape without the batch axis, dtype).
+      inputs: what it reads of a batch.
     """
 
     run: Callable[[Arrays, Arrays], dict[str, jax.Array]]
     weights: dict[str, np.ndarray]
-    inputs: dict[str, tuple[tuple[int, ...], str]]
+    inputs: Inputs
 
     def specs(self, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """The batch's arrays by shape, of so many objects (a number or a symbol)."""
-        return {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in self.inputs.items()}
+        return specs_of(self.inputs, batch)
 
 
 def sizes(recipe: Recipe) -> dict[str, int]:
@@ -47,6 +53,12 @@ def shape_of(field: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(lengths.get(axis, axis) for axis in FIELDS[field][0][1:])
 
 
+def inputs_of(recipe: Recipe) -> Inputs:
+    """Every array of a batch that the recipe makes of scans."""
+    lengths = sizes(recipe)
+    return {name: (shape_of(name, lengths), FIELDS[name][1]) for name in FIELDS if name not in OPTIONAL}
+
+
 def program_of(method: Method, params: Params, stats: Stats, recipe: Recipe) -> Program:
     """What `method.predict` does in inference mode, with `method.folded` parameters."""
     method = method.for_inference()
@@ -56,8 +68,7 @@ def program_of(method: Method, params: Params, stats: Stats, recipe: Recipe) -> 
         named.setdefault(id(leaf), "/".join(key.key for key in path))
     places = [named[id(leaf)] for _, leaf in leaves]
     weights = {named[id(leaf)]: np.asarray(leaf) for _, leaf in leaves}
-    lengths = sizes(recipe)
-    inputs = {name: (shape_of(name, lengths), FIELDS[name][1]) for name in FIELDS if name not in OPTIONAL}
+    inputs = inputs_of(recipe)
 
     def run(weights: Arrays, batch: Arrays) -> dict[str, jax.Array]:
         # What is not read is not there; zeros in its place are no part of the compiled program.

@@ -15,6 +15,7 @@ from gsclip_jax.build import build_model, load_frozen
 from gsclip_jax.convert.store import is_stored, load_params, save_params
 from gsclip_jax.inspection.model import EMBEDDED as EMBEDDED  # by its earlier place
 from gsclip_jax.inspection.model import Model
+from gsclip_jax.inspection.program import inputs_of, specs_of
 from gsclip_jax.method import Method, Params, Stats
 from gsclip_jax.parts import ConfigError
 
@@ -113,8 +114,12 @@ def model_of(home: Path, name: str, method: Method, params: Params, stats: Stats
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     method = method.for_inference()
     predict, described = jax.jit(method.predict), jax.jit(method.predict_with_tokens)
+
+    def ahead(tokens: bool) -> None:
+        (described if tokens else predict).lower(params, stats, specs_of(inputs_of(recipe), 1)).compile()
+
     return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)),
-                 described=lambda batch: jax.device_get(described(params, stats, batch)))  # fmt: skip
+                 described=lambda batch: jax.device_get(described(params, stats, batch)), ahead=ahead)  # fmt: skip
 
 
 def recipe_in(config: ConfigDict) -> Recipe:

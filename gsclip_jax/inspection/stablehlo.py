@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import export
@@ -27,6 +27,26 @@ CALLS = re.compile(r"(lapack_\w+|cusolver_\w+|cublas_\w+|hipsolver_\w+|cu_lu_piv
 CALLED = re.compile(r"custom_call @?\"?([^\s\"(]+)")
 
 
+class Run(NamedTuple):
+    """A loaded program: a batch -> its outputs, on the host.
+
+    Fields:
+      predict: jitted, of weights and a batch.
+      specs: a batch of one object.
+    """
+
+    predict: Callable[[dict, Batch], dict[str, jax.Array]]
+    weights: dict[str, jax.Array]
+    specs: dict[str, jax.ShapeDtypeStruct]
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        return jax.device_get(self.predict(self.weights, batch))
+
+    def ahead(self) -> None:
+        """Compiles it; the next call with one object finds that."""
+        self.predict.lower(self.weights, self.specs).compile()
+
+
 def written(program: Program) -> bytes:
     """The serialised program; its weights are stored apart."""
     (count,) = export.symbolic_shape("batch")
@@ -38,7 +58,7 @@ def written(program: Program) -> bytes:
     return export.export(jax.jit(predict), platforms=PLATFORMS)(weights, program.specs(count)).serialize()
 
 
-def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> Callable[[Batch], dict[str, Any]]:
+def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> Run:
     """The program of `written`, with the weights that lie beside it.
 
     Args:
@@ -71,7 +91,7 @@ def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> C
     except Exception as error:
         raise WeightsError(f"{file}: does not take its weights and the batches of its recipe ({plain(error, 200)}); export the "
                            "model again") from error  # fmt: skip
-    return lambda batch: jax.device_get(predict(weights, batch))
+    return Run(predict, weights, specs)
 
 
 def _names(platforms) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +242,7 @@ def test_cameras_back_off_until_everything_is_inside(window):
 def test_other_pictures_never_stand_in_unasked(monkeypatch):
     for name in ("__EGL_VENDOR_LIBRARY_DIRS", "LIBGL_DRIVERS_PATH"):  # where the GL library looks for what draws
         monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setattr(render, "_STARTED", [])
     with pytest.raises(DataError, match="Open3D cannot draw here .*rasteriser=numpy"):
         render.rasteriser(61)
     assert isinstance(render.rasteriser(61, "numpy"), render.SplatRasteriser)
@@ -251,6 +254,40 @@ def test_a_drawing_that_goes_down_is_an_error(window):
     mine._process.kill()
     with pytest.raises(RuntimeError, match="the drawing process went down, status -9"):
         list(mine.draw([render.Shot(xyz, xyz, render.fit_camera(xyz, 32))], 2))
+
+
+def test_a_process_that_was_started_ahead_draws_first(window, monkeypatch):
+    monkeypatch.setattr(render, "_STARTED", [])
+    render.rasteriser.cache_clear()
+    render.start_drawing()
+    render.start_drawing()
+    ((process, _),) = render._STARTED
+    first, second = render.DrawingProcess(32), render.DrawingProcess(32)
+    assert first._process is process is not second._process and not render._STARTED
+    xyz = ellipsoid(100, 0)[0]
+    np.testing.assert_array_equal(numbers_of(first, xyz, 32, 2), numbers_of(second, xyz, 32, 2))
+    render.rasteriser(16, "numpy")  # something draws here: there is no hurry
+    render.start_drawing()
+    assert not render._STARTED
+    render.rasteriser.cache_clear()
+
+
+def test_a_process_that_was_started_for_nothing_ends_with_this_one():
+    program = "from data_pipelines.rendering import views; views.start_drawing(); print(views._STARTED[0][0].pid)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    end = time.monotonic() + 60
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_threads_share_a_drawing_process(window):
+    clouds = [ellipsoid(3000, seed)[0] for seed in range(4)]
+    wanted = [numbers_of(window, xyz, 128, 2) for xyz in clouds]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda at: numbers_of(window, clouds[at % 4], 128, 2), range(40)))
+    for at, numbers in enumerate(found):
+        np.testing.assert_array_equal(numbers, wanted[at % 4])
 
 
 def test_depth_and_visibility_equal_ray_casting(window):

@@ -24,6 +24,7 @@ from gsclip_jax.inspection.formats import saved_model
 from gsclip_jax.inspection.program import program_of
 from tests import tiny
 from tests.hub_server import hub as hub_server
+from tests.parts import compiled_by
 
 EARLIER = Path(__file__).parents[1] / "data" / "earlier" / "model"
 SMALL = {"points": 96, "image_size": 40, "views": 2, "cloud_points": 32, "neighbours": 8, "window": 64, "rasteriser": "numpy"}
@@ -85,6 +86,14 @@ def test_every_format_scores_as_the_run_and_imports_nothing_of_the_training(made
     for kind, names in absent.items():
         scored(made / kind, made / "part.xyz", wanted, names)
     assert {saved_model(made / kind).digest for kind in ("run", *absent)} == {saved_model(made / "run").digest}
+
+
+@pytest.mark.slow
+def test_a_program_is_compiled_while_the_first_scan_is_drawn(made):
+    detector, points = gsclip_jax.load(made / "stablehlo"), np.loadtxt(made / "part.xyz")
+    prepared = []
+    assert compiled_by(lambda: [prepared.append(detector.prepare(points)), detector._ahead.wait()]) >= 1
+    assert compiled_by(lambda: detector.finish(prepared[0])) == 0
 
 
 def small_gsclip():

@@ -1,15 +1,20 @@
 """The Python interface on the embedded model: one score a row, whatever order, place and unit; batches; what it refuses."""
 
+import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import gsclip_jax
+from data_pipelines.rendering import views
 from data_pipelines.scan import DataError
+from gsclip_jax.inspection.detector import Detector, opened
 from gsclip_jax.inspection.result import Part
-from tests.parts import light_model
+from gsclip_jax.inspection.saved import read_saved
+from tests.parts import compiled_by, light_model
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,37 @@ def test_one_score_a_row_in_order_with_rows_that_hold_no_point(detector):
     np.testing.assert_array_equal(again.points, found.points[order])
     moved = detector(rows * 25.4 + [450_000.0, 5_400_000.0, 120.0])
     assert abs(moved.score - found.score) < 1e-3
+
+
+@pytest.mark.parametrize("finish", ["finish", pytest.param("described", marks=pytest.mark.slow)])
+def test_the_model_is_compiled_while_the_first_scan_is_drawn(finish, tmp_path):
+    fresh, made = Detector(read_saved(light_model(tmp_path / "light"), "light")), []
+    fresh = fresh.for_references() if finish == "described" else fresh
+    assert compiled_by(lambda: [made.append(fresh.prepare(part())), fresh._ahead.wait()]) >= 1
+    assert compiled_by(lambda: [fresh.prepare(part(1)), fresh._ahead.wait(), getattr(fresh, finish)(made[0])]) == 0
+
+
+def test_what_is_wrong_with_a_program_is_said_by_the_call(detector):
+    def broken(*_):
+        raise DataError("no such program")
+
+    fresh = Detector(dataclasses.replace(detector.model, score=broken, ahead=broken))
+    with pytest.raises(DataError, match="no such program"):
+        fresh(part())
+
+
+def test_one_thread_draws_with_the_process_that_was_tried(detector, tmp_path, monkeypatch):
+    views.rasteriser.cache_clear()
+    begun, begin = [], views._started
+    monkeypatch.setattr(views, "_STARTED", [])
+    monkeypatch.setattr(views, "_started", lambda: begun.append(1) or begin())
+    fresh = opened(light_model(tmp_path / "light"), None)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(fresh.prepare, part()).result()
+    assert len(begun) == 1 and (found.made["render"] < 255).any()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fresh.prepare, part()).result()
+    assert len(begun) == 2
 
 
 def test_a_list_of_scans_is_scored_as_each_of_them(detector):

@@ -22,7 +22,8 @@ import pytest
 
 from data_pipelines.clouds.loading import load_scan
 from gsclip_jax.inspection.calibration import Calibration
-from gsclip_jax.inspection.detector import Detector, saved_model
+from gsclip_jax.inspection.detector import Detector
+from gsclip_jax.inspection.formats import saved_model
 from gsclip_jax.inspection.prepare import Reading, ready_parts
 from gsclip_jax.runtime.compiled import keep_compiled
 from gsclip_jax.service import command, server
