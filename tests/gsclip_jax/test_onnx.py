@@ -118,9 +118,10 @@ def test_forms_that_are_close(onnx, case):
         np.testing.assert_allclose(b, a, rtol=2e-5, atol=5e-6)
 
 
-def a_program(name, **changes):
+def a_program(name, variant="paper", **changes):
     """A method of the registry around the embedded CLIP, with a LoRA that says something, for small objects."""
     config = with_method(embedded(), name)
+    config.update({"variant": variant} if "variant" in config else {})
     config.data.update(SMALL)
     if changes:
         config.model.update(changes)
