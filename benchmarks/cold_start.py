@@ -80,10 +80,11 @@ def main() -> None:
             medians = Run(*(statistics.median(values) for values in zip(*found[1:], strict=True)))
             rows.append(f"| {kind} | {found[0].first:.1f} | {medians.first:.1f} | {medians.part:.2f} | {medians.whole:.1f} |")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    command = f"python benchmarks/cold_start.py --parts {options.parts} --points {options.points} --runs {options.runs}"
     text = f"""# From the command to the first score
 
-Made by `python benchmarks/cold_start.py --parts {options.parts} --points {options.points} --runs {options.runs}` (see there) on {cores} cores
-(load at its start: {load:.1f}). Seconds from the start of the process; medians of {options.runs} runs but for the first column, one run.
+Made by `{command}` (see there) on {cores} cores (load at its start: {load:.1f}).
+Seconds from the start of the process; medians of {options.runs} runs, but the first column is of one.
 
 | model | first score, nothing compiled yet | first score | a part after it, with its page | {options.parts} parts in all |
 |---|---|---|---|---|

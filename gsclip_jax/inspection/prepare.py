@@ -5,9 +5,9 @@ A process that reads other people's files (`gsclip_jax/service/reader.py`) has t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from data_pipelines.clouds.cleaning import cleaned
 from data_pipelines.clouds.loading import Loaded, load_scan
 from data_pipelines.clouds.sampling import clean
 from data_pipelines.records.objects import Recipe, make_object
-from data_pipelines.rendering.views import rasteriser
+from data_pipelines.rendering.views import Rasteriser, rasteriser
 from data_pipelines.scan import DataError, Scan
 
 
@@ -35,7 +35,8 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Brings scans to what a model reads. May be used by several threads, each with a drawing process of its own.
+    """Brings scans to what a model reads. May be used by several threads; as many scans are drawn at a time, each in a process
+    of its own.
 
     Args:
       recipe: how a scan becomes what the model reads, with what draws.
@@ -46,10 +47,8 @@ class Preparer:
     """
 
     def __init__(self, recipe: Recipe, here: bool = False):
-        self.recipe, self._here, self._own = recipe, here, threading.local()
-        # Refuses now where it cannot draw. The first thread to come takes it, where it may be used by another.
-        first = rasteriser(recipe.window, recipe.rasteriser, here)
-        self._unused = [] if here else [first]
+        self.recipe, self._here = recipe, here
+        self._idle = [rasteriser(recipe.window, recipe.rasteriser, here)]  # refuses now where it cannot draw
 
     def prepare(self, points: np.ndarray, name: str = "scan", source: str = "", colours: np.ndarray | None = None,
                 removed: np.ndarray | None = None, notes: tuple[str, ...] = ()) -> Prepared:  # fmt: skip
@@ -76,23 +75,22 @@ class Preparer:
         self.before_drawing()
         # Drawn by one seed for every scan: the same scan scores the same, whatever it is called.
         try:
-            made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "", self._draw())
-        except RuntimeError as error:  # the drawing process went down: the next scan gets another
-            self._own.__dict__.clear()
+            with self._rasteriser() as draw:
+                made = make_object(Scan(xyz, np.zeros(len(xyz), bool), valid, note=left_out), self.recipe, "", "", draw)
+        except RuntimeError as error:  # the drawing process went down
             raise DataError(f"{source or name}: could not be drawn ({error})") from error
         notes = (*notes, made["note"]) if made["note"] else notes
         return Prepared(name, source or name, np.array(points, np.float64), valid, colours, removed, notes, made)
 
-    def _draw(self):
-        """This thread's rasteriser: drawing processes take one job at a time."""
-        if threading.current_thread() is threading.main_thread():
-            return rasteriser(self.recipe.window, self.recipe.rasteriser, self._here)
-        if not hasattr(self._own, "draw"):
-            try:
-                self._own.draw = self._unused.pop()
-            except IndexError:
-                self._own.draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser)
-        return self._own.draw
+    @contextlib.contextmanager
+    def _rasteriser(self) -> Iterator[Rasteriser]:
+        """One that draws nothing else meanwhile. After an error the next scan gets another: a process may have gone down."""
+        try:
+            draw = self._idle.pop()
+        except IndexError:
+            draw = rasteriser.__wrapped__(self.recipe.window, self.recipe.rasteriser, self._here)
+        yield draw
+        self._idle.append(draw)
 
     def before_drawing(self) -> None:
         """Is called for every scan that can be used; others may have work that goes on while it is drawn."""
