@@ -13,6 +13,7 @@ import boto3
 import pytest
 
 from experiments import command_line, run, tables
+from tests.experiments.test_sweep import write_sweep
 from tests.object_store import BUCKET, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,3 +155,40 @@ def test_prepared_trained_lost_gone_on_with_elsewhere_evaluated_and_tabled(serve
     three("experiments.predict", str(scan), "--workdir", workdir, "--out", str(out))
     (row,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     assert row["name"] == scan.stem and 0 < row["score"] < 1
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_grid_on_the_store_and_one_is_lost(server, scans, tmp_path):
+    """experiments.sweep --pod with rows, leases and cache on the store: a machine is lost while its row trains (-9, and its local
+    copies). The other takes the row over; the table is that of one worker on local disks."""
+    rows = write_sweep(tmp_path, '{"a": {}, "b": {"model.top_k": 3}, "c": {"model.top_k": 4}}')
+    settings = [*SMALL, "--config.data.name=real3d", f"--config.data.root={scans}", "--seeds", "0"]
+    command = ["experiments.sweep", "--config", rows, *settings]
+    machines = {name: Machine(name, tmp_path, server) for name in ("alone", "one", "two")}
+    machines["alone"](*command, "--workdir", str(tmp_path / "grid"), f"--config.cache={tmp_path / 'cache'}")
+    machines["alone"]("experiments.tables", str(tmp_path / "grid"))
+
+    grid = ["--workdir", f"s3://{BUCKET}/grid-pod", f"--config.cache=s3://{BUCKET}/cache-pod", "--pod"]
+    workers = {name: machines[name].start(*command, *grid, "--worker", number) for name, number in (("one", "0"), ("two", "1"))}
+    while not (saved := [key for key in keys("grid-pod/") if "/stage2/checkpoints/" in key and key.endswith("success.txt")]):
+        assert all(worker.poll() is None for worker in workers.values())
+        time.sleep(0.1)
+    row = saved[0].split("/")[0]
+    child = content(f"grid-pod/.pod/leases/{row}/{keys(f'grid-pod/.pod/leases/{row}/')[-1]}")["pid"]
+    parent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    (lost,) = [name for name, worker in workers.items() if worker.pid == parent]
+    workers[lost].kill()
+    os.kill(child, signal.SIGKILL)
+    shutil.rmtree(machines[lost].mirror)
+    assert f"{row}/results.json" not in keys("grid-pod/")
+
+    (left,) = workers.keys() - {lost}
+    said = workers[left].communicate()[0]
+    assert workers[left].returncode == 0 and "all 3 rows are complete" in said, said[-3000:]
+    shutil.rmtree(machines[lost].mirror, ignore_errors=True)  # a machine that has nothing yet
+    machines[lost]("experiments.tables", f"s3://{BUCKET}/grid-pod")
+    table = boto3.client("s3").get_object(Bucket=BUCKET, Key="grid-pod/table.md")["Body"].read().decode()
+    assert table == (tmp_path / "grid" / "table.md").read_text()
+    for path in (tmp_path / "grid").glob("*/results.json"):
+        found, wanted = content(f"grid-pod/{path.parent.name}/results.json"), json.loads(path.read_text())
+        assert found["categories"] == wanted["categories"], path.parent.name
