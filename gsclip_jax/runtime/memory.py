@@ -6,6 +6,9 @@ on with another one.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +74,13 @@ def used(compiled: jax.stages.Compiled) -> Use:
     return Use(found.argument_size_in_bytes, found.temp_size_in_bytes, max(returned, 0))
 
 
+def give_back() -> None:
+    """What this process has freed goes back to the machine. glibc keeps it otherwise: 2 GB after a ViT-L/14@336 was loaded."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def free(device: jax.Device) -> int | None:
     """Bytes that a device of this process has left; a CPU's devices share the memory of the machine. None where nobody says."""
     stats = device.memory_stats()
@@ -130,6 +140,7 @@ def choose(
     Raises:
       DoesNotFit: not even the last fits.
     """
+    give_back()
     there = least_free(mesh) if there is None else there
     spare = SPARE_OF_A_COMPUTER if mesh.devices.flat[0].platform == "cpu" else SPARE
     room = None if there is None else (1 - spare) * there

@@ -1,5 +1,8 @@
 """What programs need of the memory, what there is, and which plan is taken."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -22,6 +25,23 @@ def test_a_program_is_measured():
     use = memory.used(jax.jit(held).lower(jnp.ones((1000, 1000))).compile())
     assert use.arguments == 4_000_000 and 12_000_000 <= use.temporary < 40_000_000 and use.returned < 100
     assert use.all == use.arguments + use.more
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back in its own way")
+def test_what_was_freed_goes_back_to_the_machine():
+    program = """
+import psutil
+from gsclip_jax.runtime.memory import give_back
+resident = lambda: psutil.Process().memory_info().rss
+many = [bytearray(30_000) for _ in range(20_000)]
+last = bytearray(30_000)  # on top of them: what lies below is kept
+most = resident()
+del many
+kept = resident()
+give_back()
+assert most - kept < 1e8 and kept - resident() > 4e8, (most, kept, resident())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_devices_of_a_cpu_share_what_is_available():
