@@ -32,8 +32,8 @@ from gsclip_jax.runtime.compiled import keep_compiled
 
 
 def load(model: str | os.PathLike | None = None, draws: str | None = None) -> Detector:
-    """A detector of defects on scans of any part, with the embedded model or another. A second or two; the first scan then takes
-    up to half a minute while the model is compiled, once for this machine.
+    """A detector of defects on scans of any part, with the embedded model or another. Takes seconds; so does the first scan, or
+    up to half a minute where the model is compiled for the first time on this machine.
 
     Args:
       model: a work directory of a training (`experiments.run`), what `gsclip export` wrote, a URL of either, 'owner/name' on the
