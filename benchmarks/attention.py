@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import psutil  # noqa: E402
 
 from gsclip_jax.models.attention import attend, flash  # noqa: E402
 
@@ -56,14 +55,15 @@ WAYS = {
 }  # fmt: skip
 
 
+def _squares(way, q, k, v):
+    return (way(q, k, v).astype(jnp.float32) ** 2).sum()
+
+
 def measured(arrays, runs: int, gradient: bool, bound: float) -> list[str]:
     """Rows of the table."""
     programs, wanted, seconds = {}, None, {name: [] for name in WAYS}
     for name, way in WAYS.items():
-        def total(way, q, k, v):
-            return (way(q, k, v).astype(jnp.float32) ** 2).sum()
-
-        function = jax.grad(functools.partial(total, way), (0, 1, 2)) if gradient else way
+        function = jax.grad(functools.partial(_squares, way), (0, 1, 2)) if gradient else way
         programs[name] = jax.jit(function).lower(*arrays).compile()
         found = jax.tree.leaves(programs[name](*arrays))
         wanted = found if wanted is None else wanted
@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     keys, shape = jax.random.split(jax.random.key(0), 3), (options.images, TOKENS, HEADS, WIDTH)
     arrays = [jax.random.normal(key, shape, options.dtype) for key in keys]
-    load = psutil.getloadavg()[0]
+    load = os.getloadavg()[0]
     bound = 1e-5 if options.dtype == "float32" else 3e-2
     rows = [row for gradient in (False, True) for row in measured(arrays, options.runs, gradient, bound)]
     place = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, load {load:.1f} at the start"

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -73,17 +72,18 @@ def main() -> None:
         write_parts(root / "parts", options.parts, options.points)
         export = [*COMMAND, "export", "--out", str(root / "model"), "--format", "stablehlo"]
         subprocess.run(export, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-        rows, load = [], psutil.getloadavg()[0]
+        rows, load = [], os.getloadavg()[0]
         for kind, more in (("the embedded model", ()), ("the same, exported as StableHLO", ("--model", str(root / "model")))):
             found = [inspected(root / "parts", root / f"{len(rows)}-{run}", root / f"xla{len(more)}", *more)
                      for run in range(options.runs + 1)]  # fmt: skip
             medians = Run(*(statistics.median(values) for values in zip(*found[1:], strict=True)))
             rows.append(f"| {kind} | {found[0].first:.1f} | {medians.first:.1f} | {medians.part:.2f} | {medians.whole:.1f} |")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from gsclip_jax.inspection.batch import cores
+
     command = f"python benchmarks/cold_start.py --parts {options.parts} --points {options.points} --runs {options.runs}"
     text = f"""# From the command to the first score
 
-Made by `{command}` (see there) on {cores} cores (load at its start: {load:.1f}).
+Made by `{command}` (see there) on {cores()} cores (load at its start: {load:.1f}).
 Seconds from the start of the process; medians of {options.runs} runs, but the first column is of one.
 
 | model | first score, nothing compiled yet | first score | a part after it, with its page | {options.parts} parts in all |

@@ -18,6 +18,7 @@ from gsclip_jax.inspection.model import Model
 from gsclip_jax.inspection.program import inputs_of, specs_of
 from gsclip_jax.method import Method, Params, Stats
 from gsclip_jax.parts import ConfigError
+from gsclip_jax.runtime.compiled import Jitted
 
 LATER = ("seen",)  # of a recipe: no key of a configuration
 
@@ -113,13 +114,10 @@ def model_of(home: Path, name: str, method: Method, params: Params, stats: Stats
     made_of = [about["weights"]["sha256"], about["clip_sha256"], recipe.json(), config.method, config.get("model", {}).to_dict()]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     method = method.for_inference()
-    predict, described = jax.jit(method.predict), jax.jit(method.predict_with_tokens)
-
-    def ahead(tokens: bool) -> None:
-        (described if tokens else predict).lower(params, stats, specs_of(inputs_of(recipe), 1)).compile()
-
-    return Model(name, digest, recipe, lambda batch: jax.device_get(predict(params, stats, batch)),
-                 described=lambda batch: jax.device_get(described(params, stats, batch)), ahead=ahead)  # fmt: skip
+    specs = specs_of(inputs_of(recipe), 1)
+    score, described = (Jitted(jax.jit(of), (params, stats), specs) for of in (method.predict, method.predict_with_tokens))
+    return Model(name, digest, recipe, score, described=described,
+                 ahead=lambda tokens: (described if tokens else score).ahead())  # fmt: skip
 
 
 def recipe_in(config: ConfigDict) -> Recipe:

@@ -4,16 +4,14 @@ are its first argument, so that every array is there once and compilers need not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 from jax import export
 
-from data_pipelines.batch import Batch
 from gsclip_jax.convert.store import flatten, load_params
 from gsclip_jax.inspection.program import Program
+from gsclip_jax.runtime.compiled import Jitted
 from gsclip_jax.runtime.keys import WeightsError, plain
 
 FILE = "model.stablehlo"
@@ -27,26 +25,6 @@ CALLS = re.compile(r"(lapack_\w+|cusolver_\w+|cublas_\w+|hipsolver_\w+|cu_lu_piv
 CALLED = re.compile(r"custom_call @?\"?([^\s\"(]+)")
 
 
-class Run(NamedTuple):
-    """A loaded program: a batch -> its outputs, on the host.
-
-    Fields:
-      predict: jitted, of weights and a batch.
-      specs: a batch of one object.
-    """
-
-    predict: Callable[[dict, Batch], dict[str, jax.Array]]
-    weights: dict[str, jax.Array]
-    specs: dict[str, jax.ShapeDtypeStruct]
-
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        return jax.device_get(self.predict(self.weights, batch))
-
-    def ahead(self) -> None:
-        """Compiles it; the next call with one object finds that."""
-        self.predict.lower(self.weights, self.specs).compile()
-
-
 def written(program: Program) -> bytes:
     """The serialised program; its weights are stored apart."""
     (count,) = export.symbolic_shape("batch")
@@ -58,7 +36,7 @@ def written(program: Program) -> bytes:
     return export.export(jax.jit(predict), platforms=PLATFORMS)(weights, program.specs(count)).serialize()
 
 
-def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> Run:
+def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> Jitted:
     """The program of `written`, with the weights that lie beside it.
 
     Args:
@@ -91,7 +69,7 @@ def load(folder: Path, data: bytes, specs: dict[str, jax.ShapeDtypeStruct]) -> R
     except Exception as error:
         raise WeightsError(f"{file}: does not take its weights and the batches of its recipe ({plain(error, 200)}); export the "
                            "model again") from error  # fmt: skip
-    return Run(predict, weights, specs)
+    return Jitted(predict, (weights,), specs)
 
 
 def _names(platforms) -> tuple[str, ...]:

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
 from data_pipelines.files import user_cache
+
+
+class Jitted(NamedTuple):
+    """A jitted function of fixed arrays and a batch: a batch -> what it gives, on the host.
+
+    Fields:
+      function: jitted, of `fixed` and a batch.
+      specs: the batch that it is compiled for ahead of its first call.
+    """
+
+    function: jax.stages.Wrapped
+    fixed: tuple[Any, ...]
+    specs: Mapping[str, jax.ShapeDtypeStruct]
+
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        return jax.device_get(self.function(*self.fixed, batch))
+
+    def ahead(self) -> None:
+        """Compiles it; the next call with such a batch finds that."""
+        self.function.lower(*self.fixed, self.specs).compile()
 
 
 def keep_compiled() -> str:
