@@ -300,7 +300,7 @@ def memory_plans(config: ConfigDict) -> Iterator[dict[str, Any]]:
             continue
         use = choice.use
         yield {"program": name, "fits": True, "plan": str(choice.plan), "arguments": use.arguments, "more": use.more,
-               "free": free, "seconds": time.monotonic() - began}  # fmt: skip
+               "free": free, "devices": mesh.devices.size, "seconds": time.monotonic() - began}  # fmt: skip
 
 
 # ---- what is said

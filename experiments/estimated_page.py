@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gsclip_jax.runtime.memory import each
+
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
@@ -49,7 +51,7 @@ def memory_line(row: dict[str, Any]) -> str:
     if not row["fits"]:
         return f"  {row['program']}: does not fit. {row['plan']}; {took}"
     free = "" if row["free"] is None else f" of {_size(row['free'])} that are free"
-    return f"  {row['program']}: {row['plan']}; {_size(row['arguments'] + row['more'])}{free} on each device; {took}"
+    return f"  {row['program']}: {row['plan']}; {_size(row['arguments'] + row['more'])}{free} on {each(row['devices'])}; {took}"
 
 
 def _said(found: dict[str, Any]) -> list[str]:

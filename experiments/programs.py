@@ -163,8 +163,8 @@ class Programs:
             return [ScorePlan(counted, counted)]
         number = self.method.stages.index(self.stage(name))
         kept, saving = (self.method.with_remat(remat).stages[number] for remat in (False, True))
-        stage = dataclasses.replace(kept, saving=saving) if self.auto else self.method.stages[number]
-        return step_plans(dataclasses.replace(stage, batch_size=counted), devices)
+        kept, saving, own = (dataclasses.replace(stage, batch_size=counted) for stage in (kept, saving, self.method.stages[number]))
+        return step_plans(dataclasses.replace(kept, saving=saving) if self.auto else own, devices)
 
     def program(self, name: str, batch_size: int = 0, plan: StepPlan | ScorePlan | None = None) -> Program:
         """The program `name`, for `batch_size` objects instead of the configuration's number; a step as one of its `plans`."""

@@ -22,7 +22,8 @@ from jax.experimental import multihost_utils
 
 GB = 1e9
 SPARE = 0.1  # of what is free: the next batch on its way, fragments
-SPARE_OF_A_COMPUTER = 0.5  # its memory is also that of the files that are read, and of other programs
+# A computer's memory is also that of its files and of other programs; a batch in parts is no more work there.
+SPARE_OF_A_COMPUTER = 2 / 3
 
 
 class DoesNotFit(ValueError):
@@ -161,16 +162,21 @@ def choose(
             continue
         use = used(program)
         if room is None or use.more <= room or (last and use.more <= there):
-            _say(what, plan, use, there)
+            _say(what, plan, use, there, mesh.devices.size)
             return Choice(plan, program, use)
         needed.append((plan, use.more))
     raise DoesNotFit(f"{what}: {_too_much(plans[-1], needed[-1][1], there)}")
 
 
-def _say(what: str, plan: Plan, use: Use, there: int | None) -> None:
+def _say(what: str, plan: Plan, use: Use, there: int | None, devices: int) -> None:
     if jax.process_index() == 0:
         left = "" if there is None else f" of {there / GB:.3g} GB that are free"
-        print(f"{what}: {plan}; {use.more / GB:.2g} GB{left} on each device", file=sys.stderr)
+        print(f"{what}: {plan}; {use.more / GB:.2g} GB{left} on {each(devices)}", file=sys.stderr)
+
+
+def each(devices: int) -> str:
+    """Where a figure of one device holds, in words: virtual devices of one CPU take it as many times from one memory."""
+    return f"each of {devices} devices" if devices > 1 else "the device"
 
 
 def _too_much(plan: Plan, needed: int | None, there: int | None) -> str:
