@@ -162,8 +162,8 @@ class Programs:
         if name.startswith("features"):
             return [ScorePlan(counted, counted)]
         number = self.method.stages.index(self.stage(name))
-        kept, saving = (self.method.with_remat(remat).stages[number] for remat in (False, True))
-        kept, saving, own = (dataclasses.replace(stage, batch_size=counted) for stage in (kept, saving, self.method.stages[number]))
+        methods = (self.method, self.method.with_remat(False), self.method.with_remat(True))
+        own, kept, saving = (dataclasses.replace(method.stages[number], batch_size=counted) for method in methods)
         return step_plans(dataclasses.replace(kept, saving=saving) if self.auto else own, devices)
 
     def program(self, name: str, batch_size: int = 0, plan: StepPlan | ScorePlan | None = None) -> Program:

@@ -120,7 +120,8 @@ def test_the_cheapest_plan_that_fits_is_taken_and_compiled_once(tmp_path, monkey
 
     plain = trained(tmp_path / "a", dataclasses.replace(AGAIN, loss=counted))
     assert len(traced) == 1 and "fitting: nothing is computed twice; " in capsys.readouterr().err
-    # Of a computer that has less, of which a third is taken (31 MB are needed, 7 with blocks computed again, a quarter of either by single objects).
+    # Of a computer that has less, of which a third is taken (31 MB are needed, 7 with blocks computed again, a quarter of either
+    # by single objects).
     again = "each block is computed again in the backward pass, gradients of"
     for there, said, takes in ((30e6, "nothing is computed twice, gradients of 1 of 4 objects", 0.008),
                                (12e6, f"{again} 2 of 4 objects", 0.0036), (3e6, f"{again} 1 of 4 objects", 0.002)):
