@@ -1,6 +1,8 @@
 """Softmax attention by backend: cuDNN's flash kernels on NVIDIA GPUs in half precision, plain products elsewhere.
 
-On CPUs plain products were the fastest with gradients, and within 4 % of the fastest without (benchmarks/attention.md).
+On CPUs plain products were the fastest with gradients, and within 4 % of the fastest without (benchmarks/attention.md). Their
+weights, T numbers for each of S, are computed again in the backward pass, as in flash kernels: kept, they were half of what a
+training step holds.
 
 Axes: B images or texts, T queries, S keys, H heads, D width of a head.
 """
@@ -25,6 +27,11 @@ def attend(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, mask: jax.Ar
     """
     if mask is None and flash(q_bthd.dtype, q_bthd.shape[-1]):
         return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, implementation="cudnn")
+    return _plain(q_bthd, k_bshd, v_bshd, mask)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # in the scan over layers the two passes can share nothing
+def _plain(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, mask: jax.Array | None) -> jax.Array:
     scores = product("bthd,bshd->bhts", q_bthd * q_bthd.shape[-1] ** -0.5, k_bshd).astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask if mask.ndim == 2 else mask[:, None], scores, -jnp.inf)

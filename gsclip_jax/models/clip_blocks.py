@@ -96,7 +96,7 @@ class Mlp(nnx.Module):
         y = product("btw,wf->btf", x, self.fc_kernel[...].astype(x.dtype)) + self.fc_bias[...].astype(x.dtype)
         if lora is not None:
             y = (y + lora.delta("fc", x)).astype(x.dtype)
-        y = ACTIVATIONS[self.activation](y)
+        y = jax.checkpoint(ACTIVATIONS[self.activation], prevent_cse=False)(y)  # its input is kept, not its intermediates
         z = product("btf,fw->btw", y, self.proj_kernel[...].astype(y.dtype)) + self.proj_bias[...].astype(y.dtype)
         if lora is not None:
             z = (z + lora.delta("proj", y)).astype(y.dtype)

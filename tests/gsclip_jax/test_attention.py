@@ -31,6 +31,15 @@ def test_attention_is_that_of_jax():
     np.testing.assert_allclose(last, attend(q, k, v, causal)[:, -1:], atol=1e-6)
 
 
+def test_the_backward_pass_keeps_no_weights():
+    q, k, v = (jax.random.normal(key, (2, 50, 2, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    _, back = jax.vjp(attend, q, k, v)
+    assert max(leaf.size for leaf in jax.tree.leaves(back)) == q.size  # weights are [2,2,50,50]
+    wanted = jax.vjp(partial(jax.nn.dot_product_attention, implementation="xla"), q, k, v)[1](v)
+    for ours, theirs in zip(back(v), wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """As on a GPU; what cuDNN refuses is asked anew."""

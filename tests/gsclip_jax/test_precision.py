@@ -26,6 +26,7 @@ from gsclip_jax.models.clip import clip_module, encode_text
 from gsclip_jax.models.lift import lift, upsample
 from gsclip_jax.models.lora import Dropout, lora_delta, merge_lora
 from gsclip_jax.models.pointnet2 import pointnet2
+from gsclip_jax.models.precision import widened
 from gsclip_jax.models.similarity import text_logits
 from gsclip_jax.models.smoothing import smooth_grid
 from gsclip_jax.pretraining.vision import PointPretraining
@@ -230,3 +231,25 @@ def test_stored_tokens_are_what_the_tower_gives_now(made):
     np.testing.assert_array_equal(read, live)
     assert live.dtype == jnp.float32
     np.testing.assert_allclose(jnp.square(read).sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("into, out", [(96, 4), (4, 96)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_a_narrow_product(into, out, dtype):
+    """They are those of the product, summed in float32, and only the narrow side is turned: a copy of the wide one takes longer
+    than the product."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, 50, into)).astype(dtype)
+    kernel, g = jax.random.normal(keys[1], (into, out)), jax.random.normal(keys[2], (3, 50, out))
+
+    def gradients(product, x, kernel, g):
+        return jax.vjp(product, x, kernel)[1](g)
+
+    ours = gradients(widened, x, kernel, g)
+    plain = lambda x, kernel: jnp.einsum("ntj,jo->nto", x.astype(jnp.float32), kernel, precision=Precision.HIGHEST)  # noqa: E731
+    for one, other in zip(ours, gradients(plain, x, kernel, g), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), rtol=1e-5, atol=1e-4)
+    if dtype == jnp.float32:
+        text = jax.jit(partial(gradients, widened)).lower(x, kernel, g).compile().as_text()
+        assert "f32[150,96]" in text and "f32[96,150]" not in text
