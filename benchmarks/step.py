@@ -3,7 +3,8 @@
     pip install -r requirements-test.txt                                     # torch
     python benchmarks/step.py --size tiny
     python benchmarks/step.py --size base --objects 2
-    python benchmarks/step.py --size large --views 9 --objects 1 --json benchmarks/step.json
+    python benchmarks/step.py --size large --objects 1 --only stage1,predict --repeats 3 --json benchmarks/step.json
+    python benchmarks/step.py --size large --objects 1 --views 3 --only stage2 --json benchmarks/step.json    # 9: over 24 GB
     python benchmarks/step.py --size large --objects 4 --dtype bfloat16 --device gpu
 
 The last is for a GPU and was not run where this was written; wanted on an H100: predict <= 18 ms an object, stage 2 >= 45 % of
