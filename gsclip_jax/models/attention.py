@@ -1,8 +1,10 @@
 """Softmax attention by backend: cuDNN's flash kernels on NVIDIA GPUs in half precision, plain products elsewhere.
 
-On CPUs plain products were the fastest with gradients, and within 4 % of the fastest without (benchmarks/attention.md). Their
-weights, T numbers for each of S, are computed again in the backward pass, as in flash kernels: kept, they were half of what a
-training step holds.
+Two heads at a time take half the time on one CPU device (benchmarks/attention.md); that way does not hold yet for batches that
+are split over devices, nor for programs that a CPU compiles or exports for others, so it is not taken.
+
+The weights of plain products, T numbers for each of S, are computed again in the backward pass, as in flash kernels: kept, they
+were half of what a training step holds.
 
 Axes: B images or texts, T queries, S keys, H heads, D width of a head.
 """
