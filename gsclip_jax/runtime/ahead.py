@@ -22,6 +22,7 @@ from gsclip_jax.runtime.memory import GB, Use, used
 WITHOUT_TPU = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _MADE = re.compile(rf"= ([^=]*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_COMMENT = re.compile(r"/\*.*?\*/")  # of a tuple's every fifth member
 _ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d\w*)?\[([\d,]*)\]")
 
 
@@ -91,7 +92,7 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
 def collectives(text: str) -> dict[str, dict[str, int]]:
     """Of a compiled program's text, by kind. The started half of an asynchronous one counts, with what it will have made."""
     found: dict[str, dict[str, int]] = {}
-    for shapes, kind in _MADE.findall(text):
+    for shapes, kind in _MADE.findall(_COMMENT.sub("", text)):
         row = found.setdefault(kind, {"count": 0, "bytes": 0})
         row["count"] += 1
         row["bytes"] += sum(_bytes(*array) for array in _ARRAY.findall(shapes))

@@ -48,3 +48,10 @@ def test_an_unknown_topology_is_one_line():
     with pytest.raises(ahead.NoTopology, match="no topology 'v5e:3x7x9' here") as found:
         ahead.topology("v5e:3x7x9")
     assert "\n" not in str(found.value)
+
+
+def test_a_long_tuple_has_comments():
+    """Gradients are reduced together: six arrays, and the compiler numbers the fifth."""
+    one = "f32[4,2]{1,0}, "
+    text = f"  %all-reduce.1 = ({one * 5}/*index=5*/f32[3]{{0}}) all-reduce(%a, %b, %c, %d, %e, /*index=5*/%f), channel_id=1"
+    assert ahead.collectives(text) == {"all-reduce": {"count": 1, "bytes": 5 * 32 + 12}}
