@@ -45,7 +45,7 @@ def _widened_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[
     rows = tuple(range(last))
     narrow = kernel.shape[0] <= kernel.shape[1]
     of_kernel = _wide(x, g, rows, rows) if narrow else _wide(g, x, rows, rows).T
-    return _wide(g, kernel, (last,), (1,)).astype(x.dtype), of_kernel
+    return _wide(g, kernel, (last,), (1,)).astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
 widened.defvjp(_widened_forward, _widened_backward)
