@@ -54,7 +54,7 @@ def by_heads(q, k, v):
     groups = len(q) * HEADS // 2
     apart = [jnp.swapaxes(x, 1, 2).reshape(groups, 2, TOKENS, WIDTH) for x in (q, k, v)]
 
-    def two(q, k, v):
+    def two(q, k, v):  # `plain` with the heads behind the tokens took 1.5 times as long here, twice with gradients
         scores = jnp.einsum("htd,hsd->hts", q * WIDTH**-0.5, k, preferred_element_type=jnp.float32)
         return jnp.einsum("hts,hsd->htd", jax.nn.softmax(scores, -1).astype(v.dtype), v)
 

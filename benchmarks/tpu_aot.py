@@ -230,12 +230,12 @@ def _line(row: dict) -> str:
     tried = "".join(f"; too large: {plan} ({size})" for plan, size in sizes)
     if not row["fits"]:
         return f"| {row['topology']} | {row['program']} | {objects} | **no** | | {tried.removeprefix('; ')} | | |"
-    found = {} if row["collectives"] is None else row["collectives"]  # None: by a version that missed those of many arrays
-    kinds = [f"{value['count']} {kind} ({value['bytes'] / 1e6:.3g} MB)" for kind, value in found.items()]
-    nothing = "none" if row["collectives"] == {} else "not known"
+    made = row["collectives"]  # None: by a version that missed those of many arrays
+    kinds = [f"{value['count']} {kind} ({value['bytes'] / 1e6:.3g} MB)" for kind, value in (made or {}).items()]
+    shown = "not known" if made is None else ", ".join(kinds) or "none"
     gb, took = f"{row['gb_a_device']['all']:.2f}", f"{row['compile_cpu_seconds']:.0f} s of CPU"
     return (f"| {row['topology']} | {row['program']} | {objects} | yes | {gb} | {row['plan']}{tried} | "
-            f"{', '.join(kinds) or nothing} | {took} |")  # fmt: skip
+            f"{shown} | {took} |")  # fmt: skip
 
 
 if __name__ == "__main__":
